@@ -1,0 +1,1 @@
+"""The certificate authority. Nothing here yet: TLS interception is a later issue."""

@@ -1,0 +1,1 @@
+"""Protocols, sans-io: bytes in, events out. No sockets, clocks, logs or randomness in here."""

@@ -1,0 +1,1 @@
+"""The data plane: accept, decide, dial, forward; and, in other processes, inspect what was forwarded."""

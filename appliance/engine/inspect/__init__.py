@@ -1,0 +1,1 @@
+"""Reads the copy, understands it, hands rows to the recorder."""

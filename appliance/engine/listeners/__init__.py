@@ -1,0 +1,1 @@
+"""How a client reaches us, and says where it wants to go."""

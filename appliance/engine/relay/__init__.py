@@ -1,0 +1,1 @@
+"""Forward first, copy second. Understands nothing."""

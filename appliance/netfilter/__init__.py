@@ -1,0 +1,1 @@
+"""The kernel side: ruleset, sets, routing, doctor. All by netlink, no subprocess."""

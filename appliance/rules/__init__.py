@@ -1,0 +1,1 @@
+"""Pure decisions: the filter language, and what it compiles to."""

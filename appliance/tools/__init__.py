@@ -1,0 +1,1 @@
+"""What is built on the running product: the lab, and later replay, diff, export."""
