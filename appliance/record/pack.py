@@ -38,34 +38,91 @@ class Damaged(ValueError):
     """Stored bytes that cannot be unpacked."""
 
 
-# What HTTP heads usually say, the commonest last (RFC 1951 prefers near matches). It never changes: another text is
+# What HTTP heads usually say, the commonest last (lz4 keeps the last match it saw). It never changes: another text is
 # another format number.
-HEADS_1 = (
-    b"PATCH  HTTP/1.1\r\nDELETE  HTTP/1.1\r\nOPTIONS  HTTP/1.1\r\nPUT  HTTP/1.1\r\nHEAD  HTTP/1.1\r\nHTTP/1.1 301 Moved Permanently\r\n"
-    b"HTTP/1.1 302 Found\r\nHTTP/1.1 101 Switching Protocols\r\nHTTP/1.1 400 Bad Request\r\nHTTP/1.1 401 Unauthorized\r\n"
-    b"HTTP/1.1 403 Forbidden\r\nHTTP/1.1 500 Internal Server Error\r\nHTTP/1.1 502 Bad Gateway\r\nHTTP/1.1 503 Service Unavailable\r\n"
-    b"HTTP/1.1 201 Created\r\nHTTP/1.1 204 No Content\r\nHTTP/1.1 304 Not Modified\r\nHTTP/1.1 404 Not Found\r\n"
-    b"Upgrade-Insecure-Requests: 1\r\nSec-Fetch-Site: same-origin\r\nSec-Fetch-Mode: cors\r\nSec-Fetch-Dest: empty\r\n"
-    b"Access-Control-Allow-Origin: *\r\nStrict-Transport-Security: max-age=31536000; includeSubDomains\r\n"
-    b"X-Content-Type-Options: nosniff\r\nX-Frame-Options: SAMEORIGIN\r\nX-Request-Id: \r\nX-Forwarded-For: \r\nX-Forwarded-Proto: https\r\n"
-    b"Location: http://\r\nReferer: https://www.\r\nOrigin: http://\r\nVary: Accept-Encoding\r\nContent-Encoding: gzip\r\n"
-    b"Transfer-Encoding: chunked\r\nCache-Control: no-cache, no-store, must-revalidate\r\nCache-Control: max-age=0\r\nPragma: no-cache\r\n"
-    b'Expires: \r\nETag: "\r\nIf-None-Match: "\r\nIf-Modified-Since: \r\nAge: \r\nVia: 1.1 \r\nSet-Cookie: [redacted:cookie:\r\n'
-    b"; Path=/; HttpOnly; Secure; SameSite=Lax\r\nCookie: [redacted:cookie:\r\nAuthorization: Bearer [redacted:bearer:\r\n"
-    b"Content-Type: application/x-www-form-urlencoded\r\nContent-Type: application/octet-stream\r\nContent-Type: text/plain; charset=utf-8\r\n"
-    b"Content-Type: text/html; charset=utf-8\r\nContent-Type: application/json\r\nUser-Agent: python-requests/2.\r\nUser-Agent: curl/8.\r\n"
-    b"User-Agent: Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/1 Safari/537.36\r\n"
-    b"Accept-Language: en-US,en;q=0.9\r\nAccept-Encoding: gzip, deflate, br, zstd\r\nAccept: application/json, text/plain, */*\r\nAccept: */*\r\n"
-    b"POST / HTTP/1.1\r\nGET / HTTP/1.1\r\nHost: \r\nConnection: close\r\nConnection: keep-alive\r\n\r\n"
-    b"HTTP/1.1 200 OK\r\nServer: nginx\r\nDate: Mon, 01 Jan 2026 00:00:00 GMT\r\nContent-Length: "
-    b"Last-Modified: Thu, 01 Jan 2026 00:00:00 GMT\r\nAccept-Ranges: bytes\r\nContent-Length: \r\nConnection: keep-alive\r\n\r\n"
-)
+HEADS_1 = b"""\
+PATCH  HTTP/1.1
+DELETE  HTTP/1.1
+OPTIONS  HTTP/1.1
+PUT  HTTP/1.1
+HEAD  HTTP/1.1
+HTTP/1.1 301 Moved Permanently
+HTTP/1.1 302 Found
+HTTP/1.1 101 Switching Protocols
+HTTP/1.1 400 Bad Request
+HTTP/1.1 401 Unauthorized
+HTTP/1.1 403 Forbidden
+HTTP/1.1 500 Internal Server Error
+HTTP/1.1 502 Bad Gateway
+HTTP/1.1 503 Service Unavailable
+HTTP/1.1 201 Created
+HTTP/1.1 204 No Content
+HTTP/1.1 304 Not Modified
+HTTP/1.1 404 Not Found
+Upgrade-Insecure-Requests: 1
+Sec-Fetch-Site: same-origin
+Sec-Fetch-Mode: cors
+Sec-Fetch-Dest: empty
+Access-Control-Allow-Origin: *
+Strict-Transport-Security: max-age=31536000; includeSubDomains
+X-Content-Type-Options: nosniff
+X-Frame-Options: SAMEORIGIN
+X-Request-Id: 0
+X-Forwarded-For: 10.0.0.1
+X-Forwarded-Proto: https
+Location: http://
+Referer: https://www.
+Origin: http://
+Vary: Accept-Encoding
+Content-Encoding: gzip
+Transfer-Encoding: chunked
+Cache-Control: no-cache, no-store, must-revalidate
+Cache-Control: max-age=0
+Pragma: no-cache
+Expires: 0
+ETag: "
+If-None-Match: "
+If-Modified-Since: Thu, 01
+Age: 1
+Via: 1.1 proxy
+Set-Cookie: [redacted:cookie:
+; Path=/; HttpOnly; Secure; SameSite=Lax
+Cookie: [redacted:cookie:
+Authorization: Bearer [redacted:bearer:
+Content-Type: application/x-www-form-urlencoded
+Content-Type: application/octet-stream
+Content-Type: text/plain; charset=utf-8
+Content-Type: text/html; charset=utf-8
+Content-Type: application/json
+User-Agent: python-requests/2.
+User-Agent: curl/8.
+User-Agent: Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/1 Safari/537.36
+Accept-Language: en-US,en;q=0.9
+Accept-Encoding: gzip, deflate, br, zstd
+Accept: application/json, text/plain, */*
+Accept: */*
+POST / HTTP/1.1
+GET / HTTP/1.1
+Host: 10.0.0.1:8080
+Connection: close
+Connection: keep-alive
+
+HTTP/1.1 200 OK
+Server: nginx
+Date: Mon, 01 Jan 2026 00:00:00 GMT
+Content-Length: 1
+Last-Modified: Thu, 01 Jan 2026 00:00:00 GMT
+Accept-Ranges: bytes
+Content-Length: 1024
+Connection: keep-alive
+
+""".replace(b"\n", b"\r\n")
 
 
 def pack_heads(request_head: bytes, response_head: bytes) -> bytes:
     """Both heads as one blob, about a third of their size."""
     both = request_head + response_head
-    packed = _compress_lz4(both, store_size=False, dict=HEADS_1)
+    packed: bytes = _compress_lz4(both, store_size=False, dict=HEADS_1)
     if len(packed) >= len(both):
         return _LENGTHS.pack(HeadsFormat.RAW, len(request_head), len(both)) + both
     return _LENGTHS.pack(HeadsFormat.LZ4_HEADS_1, len(request_head), len(both)) + packed

@@ -23,9 +23,9 @@ class SettingsError(ValueError):
 class EmbeddedSettings:
     """The private Postgres cluster.
 
-    ``directory`` holds ``data`` and ``run`` (the socket); ``user`` is who the server runs as when we are root (Postgres
-    refuses to be root), None for ourselves. ``binaries`` names the directory of ``postgres`` and ``initdb``; None looks for
-    the distribution's newest, then PATH, then the wheel's.
+    ``directory`` holds ``data`` and ``run`` (the socket); ``user`` is who the server runs as when we are root
+    (Postgres refuses to be root), None for ourselves. ``binaries`` names the directory of ``postgres`` and ``initdb``;
+    None looks for the distribution's newest, then PATH, then the wheel's.
     """
 
     directory: Path
@@ -44,7 +44,7 @@ class EmbeddedSettings:
             raise SettingsError(
                 "state_dir",
                 str(self.directory),
-                f"shorter: its database socket {self.socket_file} has {length} bytes, the kernel takes {SOCKET_PATH_LIMIT}",
+                f"shorter: the database socket {self.socket_file} has {length} bytes, at most {SOCKET_PATH_LIMIT} fit",
             )
 
     @property
@@ -81,8 +81,8 @@ class SpoolSettings:
 class RedactionSettings:
     """What is replaced by tokens before anything is stored.
 
-    ``names`` are further header, parameter and field names whose values are secrets. ``scan_limit`` bounds, in bytes, how
-    much of a decoded body is searched; what lies beyond is not stored.
+    ``names`` are further header, parameter and field names whose values are secrets. ``scan_limit`` bounds, in bytes,
+    how much of a decoded body is searched; what lies beyond is not stored.
     """
 
     key_file: Path
