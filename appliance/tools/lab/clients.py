@@ -7,7 +7,7 @@ and in the stored rows.
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.tools.lab.namespaces import GATEWAY_V4, GATEWAY_V6, Namespace
@@ -35,7 +35,7 @@ WAYS = (
     Way("TPROXY, IPv4", "transparent", options=("-4",), family=4),
     Way("TPROXY, IPv6", "transparent", options=("-6",), family=6, client_family=6),
     Way("SOCKS4", "socks4", options=("--socks4", PROXY), family=4),
-    Way("SOCKS4a", "socks4a", options=("--socks4a", PROXY)),
+    Way("SOCKS4a", "socks4", options=("--socks4a", PROXY)),
     Way("SOCKS5, IPv4", "socks5", options=("-4", "--socks5", PROXY), family=4),
     Way("SOCKS5, IPv6 address", "socks5", options=("-6", "--socks5", PROXY), family=6),
     Way("SOCKS5, name resolved by the gateway", "socks5", options=("--socks5-hostname", PROXY)),
@@ -59,7 +59,7 @@ class Fetched:
     length: int
     milliseconds: float
     error: str
-    connections: int = field(default=1)
+    port: int
 
 
 def curl(
@@ -90,5 +90,5 @@ def curl(
         length=len(ran.out),
         milliseconds=float(facts.get("time_total", 0.0)) * 1000,
         error=error.strip(),
-        connections=int(facts.get("num_connects", 0)),
+        port=int(facts.get("local_port", 0)),
     )

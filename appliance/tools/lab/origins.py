@@ -36,7 +36,8 @@ http {{
     client_body_temp_path {home}/temp; proxy_temp_path {home}/temp; fastcgi_temp_path {home}/temp;
     uwsgi_temp_path {home}/temp; scgi_temp_path {home}/temp;
     log_format seen escape=json '{{"id":"$arg_id","header":"$http_x_lab_id","method":"$request_method",'
-        '"uri":"$request_uri","host":"$http_host","peer":"$remote_addr","peer_port":$remote_port,'
+        '"uri":"$request_uri","host":"$http_host","authorization":"$http_authorization",'
+        '"peer":"$remote_addr","peer_port":$remote_port,'
         '"server":"$server_addr","server_port":$server_port,"status":$status,"body_bytes":$body_bytes_sent,'
         '"connection":$connection}}';
     access_log {home}/access.log seen;
@@ -48,7 +49,10 @@ http {{
         {listen}
         root {home}/www;
         location /upload/ {{ dav_methods PUT; }}
-        location /api/ {{ default_type application/json; return 200 '{{"path":"$uri","method":"$request_method"}}\\n'; }}
+        location /api/ {{
+            default_type application/json;
+            return 200 '{{"path":"$uri","method":"$request_method"}}\\n';
+        }}
     }}
 }}
 """
@@ -62,6 +66,7 @@ class Seen(NamedTuple):
     method: str
     uri: str
     host: str
+    authorization: str
     peer: str
     peer_port: int
     server: str

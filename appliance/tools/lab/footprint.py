@@ -1,0 +1,53 @@
+"""What a lab could leave behind on the host, looked at before and after."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyroute2 import IPRoute
+from pyroute2.nftables.main import NFTables
+
+from appliance.tools.lab.namespaces import NETNS_DIRECTORY
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """The host's network state that a lab must not change, and who lives in other network namespaces."""
+
+    namespaces: frozenset[str]
+    rules: frozenset[str]
+    tables: frozenset[str]
+
+    def difference(self, before: "Footprint", run: str) -> list[str]:
+        """What is new since ``before`` and belongs to nobody else: namespaces of ``run``, rules, tables."""
+        return [
+            *(f"namespace {name}" for name in self.namespaces - before.namespaces if name.startswith(run)),
+            *(f"rule {rule}" for rule in self.rules - before.rules),
+            *(f"nft table {table}" for table in self.tables - before.tables),
+        ]
+
+
+def footprint() -> Footprint:
+    """Look at the host now."""
+    with IPRoute() as ip:
+        rules = frozenset(
+            f"{rule['family']} {sorted((name, str(value)) for name, value in rule['attrs'])}"
+            for family in (2, 10)
+            for rule in ip.get_rules(family=family)
+        )
+    with NFTables() as nft:
+        tables = frozenset(f"{table['nfgen_family']} {table.get('name')}" for table in nft.get_tables())
+    names = NETNS_DIRECTORY.iterdir() if NETNS_DIRECTORY.is_dir() else ()
+    return Footprint(frozenset(entry.name for entry in names), rules, tables)
+
+
+def processes_in(inodes: frozenset[int]) -> list[str]:
+    """Processes whose network namespace is one of these, as ``pid name``."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if (entry / "ns" / "net").stat().st_ino in inodes:
+                    found.append(f"{entry.name} {(entry / 'comm').read_text().strip()}")
+            except OSError:
+                continue  # it ended while we looked
+    return found
