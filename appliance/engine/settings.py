@@ -1,16 +1,14 @@
 """What the data plane obeys. Built by ``app``, checked there, passed in; nothing below reads files or environment."""
 
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Literal
 
+from appliance.model.bypass import BypassRule, Network
 from appliance.model.endpoint import Endpoint
 
 KIB = 1024
 MIB = 1024 * KIB
-
-Network = IPv4Network | IPv6Network
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,16 +87,6 @@ class DialSettings:
     attempt_delay: float = 0.25  # RFC 8305 §5
     resolve_timeout: float = 5.0
     own_addresses: frozenset[Endpoint] = frozenset()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BypassRule:
-    """Addresses and ports that are not understood: ``direct_proxy`` is opaque, ``fast_path`` keeps heads only."""
-
-    mode: Literal["direct_proxy", "fast_path"]
-    network: Network | None = None
-    domain: str | None = None  # exact, or ``*.suffix``
-    port: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

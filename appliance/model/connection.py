@@ -19,6 +19,8 @@ class Path(StrEnum):
 class Connection:
     """What is known about a connection before its first relayed byte.
 
+    ``headers_only`` asks for start lines and heads without bodies (the fast path).
+
     ``id`` is a UUIDv7 as 16 bytes; ``opened_ns`` is nanoseconds since the Unix epoch; ``server`` is where we dial
     (an IP literal once resolved; port 0 and an empty host when the client never said); ``domain`` is the name that
     led there and ``domain_source`` who said it (``socks``, ``connect``, ``host``, ``sni``, ``dns``); ``detail`` says
@@ -35,6 +37,7 @@ class Connection:
     domain: str | None = None
     domain_source: str | None = None
     user: str | None = None
+    headers_only: bool = False
 
 
 class End(StrEnum):
