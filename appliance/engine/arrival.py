@@ -1,7 +1,7 @@
 """A client from the moment it is accepted until it is relayed: admit, hear where it wants to go, dial, hand over.
 
-One ``Arrival`` is the client's ``Half`` of the later pump. What its ``write`` does tells where it stands: first it feeds
-the handshake, then it holds early bytes while the server is dialed, then it is the server's transport.
+One ``Arrival`` is the client's ``Half`` of the later pump. What its ``write`` does tells where it stands: first it
+feeds the handshake, then it holds early bytes while the server is dialed, then it is the server's transport.
 """
 
 import asyncio

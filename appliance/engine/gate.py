@@ -107,4 +107,3 @@ class Gate:
 
 
 _LISTENERS = ("transparent", "mixed", "direct_http")
-

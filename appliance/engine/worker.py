@@ -19,7 +19,7 @@ from appliance.model.connection import End
 from appliance.model.endpoint import Endpoint
 from appliance.observe import metrics
 from appliance.observe.logging import get_logger
-from appliance.observe.process import sample
+from appliance.observe.process import publish
 
 log = get_logger("relay")
 
@@ -96,7 +96,7 @@ class Worker:
         registry.cell(metrics.RING_GAP_BYTES).value = missing
         registry.cell(metrics.RING_FILL).value = tap.ring.fill
         registry.cell(metrics.CONNECTIONS_ACTIVE, "all").value = len(self.gate.live)
-        sample(registry)
+        publish(registry)
         return registry.snapshot()
 
     async def _serve(self, name: str, address: Endpoint, factory: Factory, *, transparent: bool = False) -> None:

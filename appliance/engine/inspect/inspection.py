@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from appliance.dissectors.kit.detect import Detection
+from appliance.dissectors.kit.detect import UNDECIDED, Detection
 from appliance.dissectors.kit.spec import Capture, Dissector, Event, Fold, ProtocolSpec, Switched
 from appliance.model.connection import Closed, Connection, ConnectionRecord
 from appliance.model.direction import TO_CLIENT, TO_SERVER, Direction
@@ -196,10 +196,10 @@ class Inspection:
     def _detect(self, direction: Direction, data: bytes, at: int) -> Sequence[Exchange]:
         assert self._detection is not None
         verdict = self._detection.feed(direction, data)
-        if verdict is None:
+        if verdict is UNDECIDED:
             self._held.append((direction, data, at))
             return ()
-        if not isinstance(verdict, ProtocolSpec):
+        if verdict is None:
             self._opaque()
             return ()
         self.speak(verdict)

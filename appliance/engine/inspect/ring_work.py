@@ -18,7 +18,7 @@ from appliance.engine.inspect.knowledge import Knowledge
 from appliance.engine.ring.layout import BY_FULL_RING, CLOSE, DATA, END, HOLE, HOLE_PAYLOAD, OPEN, ROUTE
 from appliance.engine.ring.reader import Entry, RingReader
 from appliance.model.connection import Closed, Connection, ConnectionRecord, End, Path
-from appliance.model.direction import TO_CLIENT, TO_SERVER, Direction
+from appliance.model.direction import TO_CLIENT, TO_SERVER
 from appliance.model.endpoint import Endpoint
 from appliance.model.exchange import Exchange
 from appliance.model.identity import uuid7
@@ -194,9 +194,7 @@ class RingWork:
                 self.reader.note(inspection.slot, inspection.protocol.encode("ascii", "replace"))
                 self._knowledge.learn(inspection.connection.server, inspection.protocol)
             exchange = inspection.complete(exchange)
-            self._sink.exchange(
-                exchange, inspection.connection, uuid7(exchange.started_ns, random.getrandbits(62))
-            )
+            self._sink.exchange(exchange, inspection.connection, uuid7(exchange.started_ns, random.getrandbits(62)))
 
     def _closed(self, inspection: Inspection, closed: Closed, at: int) -> None:
         self._finished(inspection, inspection.close(at))

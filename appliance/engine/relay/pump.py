@@ -9,7 +9,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from appliance.engine.relay.tap import TapLine
 from appliance.model.connection import Closed, End
@@ -25,6 +25,16 @@ def _discard(_data: bytes) -> None:
     """Stand in for ``write`` and ``copy`` once there is nowhere to go."""
 
 
+class Owner(Protocol):
+    """Who a half reports to."""
+
+    def ended(self, half: "Half") -> None:
+        """It will send no more."""
+
+    def lost(self, half: "Half", exc: Exception | None) -> None:
+        """It is gone."""
+
+
 class Half(asyncio.Protocol):
     """One side of a pump: ``write`` sends to the other side, ``copy`` shows the inspector what was sent."""
 
@@ -32,7 +42,7 @@ class Half(asyncio.Protocol):
 
     other: "Half"
     transport: asyncio.Transport
-    pump: "Pump"
+    pump: Owner
 
     def __init__(self) -> None:
         self.write: Callable[[bytes], Any] = _discard
