@@ -1,0 +1,272 @@
+"""The one choke point: what an exchange may say on its way to storage (and to the live feed).
+
+Nothing of an exchange is stored that did not pass ``Redactor.exchange``. Most heads hold no secret, and most bodies
+were seen before; both are told at C speed. A body under a content coding is decoded to be searched, and stored decoded
+if it held a secret; where only its beginning can be decoded, only that is stored (docs/adr/0013).
+"""
+
+import os
+import re
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from appliance.dissectors.kit.content import Limit, decode
+from appliance.model.exchange import Body, Exchange, Missing
+from appliance.record.secrets import Detectors, Tokens
+from appliance.record.settings import RedactionSettings, SettingsError
+
+KEY_BYTES = 32
+REMEMBERED_BODIES = 50_000  # verdicts by digest, about 10 MB
+NESTING = 16  # of metadata; what lies deeper is not stored
+SMALL = 1024  # clean forms up to this size are remembered
+SAMPLE = 512  # bytes that tell text from binary content where the sender does not
+
+
+class Content(NamedTuple):
+    """What of a body is to be stored.
+
+    ``digest`` is the SHA-256 of ``data`` where it is known; ``note`` goes to the row's metadata when the stored bytes
+    are not the body as it was sent.
+    """
+
+    data: bytes
+    digest: bytes | None
+    note: dict[str, Any] | None = None
+    truncated: bool = False
+    redacted: bool = False
+
+
+NOTHING = Content(b"", None)
+UNCHANGED = Content(b"", None)  # compared by identity: searched before, nothing found
+
+
+class Redacted(NamedTuple):
+    """An exchange's content, fit to be stored. ``missing`` is the exchange's, completed."""
+
+    request_head: bytes
+    response_head: bytes
+    target: str
+    domain: str | None
+    error: str | None
+    request: Content
+    response: Content
+    metadata: dict[str, Any] | None
+    missing: int
+
+
+class Redactor:
+    """Replaces the secrets of exchanges by tokens under one key."""
+
+    def __init__(self, settings: RedactionSettings, key: bytes) -> None:
+        self._enabled = settings.enabled
+        self._bodies = settings.enabled and settings.bodies
+        self._limit = Limit(output=settings.scan_limit)
+        self._tokens = Tokens(key)
+        self._detectors = Detectors(self._tokens, settings.names)
+        self._known: dict[bytes, Content] = {}
+
+    @property
+    def replaced(self) -> int:
+        """How many values were replaced so far."""
+        return self._tokens.made
+
+    def exchange(self, exchange: Exchange) -> Redacted:
+        """Everything of the exchange that may hold a secret, without its secrets."""
+        request_head, response_head = exchange.request_head, exchange.response_head
+        request_low, response_low = request_head.lower(), response_head.lower()
+        target, domain, error = exchange.target, exchange.domain, exchange.error
+        metadata = exchange.metadata
+        missing = exchange.missing
+        if self._enabled:
+            before = self._tokens.made
+            request_head = self._detectors.head(request_head, request_low)
+            response_head = self._detectors.head(response_head, response_low)
+            target = self.text(target)
+            domain = domain and self.text(domain)
+            error = error and self.text(error)
+            if metadata:
+                metadata = self._mapping(metadata, 0)
+            if self._tokens.made != before:
+                missing |= Missing.REDACTED
+        request = self._body(exchange.request, request_low) if exchange.request.length else NOTHING
+        response = self._body(exchange.response, response_low) if exchange.response.length else NOTHING
+        if request is not NOTHING or response is not NOTHING:
+            if request.redacted or response.redacted:
+                missing |= Missing.REDACTED
+            if request.truncated:
+                missing |= Missing.REQUEST_TRUNCATED
+            if response.truncated:
+                missing |= Missing.RESPONSE_TRUNCATED
+            if request.note or response.note:
+                metadata = dict(metadata or ())
+                if request.note:
+                    metadata["request_body"] = request.note
+                if response.note:
+                    metadata["response_body"] = response.note
+        return Redacted(request_head, response_head, target, domain, error, request, response, metadata, missing)
+
+    def text(self, text: str) -> str:
+        """A short text such as a target or an error message: URLs, tokens, keys."""
+        if not self._enabled or not ("=" in text or "@" in text or "eyJ" in text or len(text) > 19):
+            return text
+        data = text.encode("utf-8", "surrogateescape")
+        clean = self._detectors.url(data)
+        return text if clean is data else clean.decode("utf-8", "surrogateescape")
+
+    # Bodies
+
+    def _body(self, body: Body, head: bytes) -> Content:
+        digest = body.digest
+        whole = len(body.head) == body.length
+        if not self._bodies:
+            return _as_sent(body, whole)
+        if digest is not None:
+            # Whatever its type was said to be this time: these very bytes are stored already, or their clean form is.
+            known = self._known.get(digest)
+            if known is UNCHANGED:
+                return _as_sent(body, whole)
+            if known is not None:
+                return known
+        content = self._searched(body, whole, _header(head, b"\ncontent-type:"), _header(head, b"\ncontent-encoding:"))
+        if digest is not None:
+            if len(self._known) >= REMEMBERED_BODIES:
+                self._known.clear()
+            if content.data is body.head:
+                self._known[digest] = UNCHANGED
+            elif len(content.data) < SMALL and whole:
+                self._known[digest] = content
+        return content
+
+    def _searched(self, body: Body, whole: bool, media: bytes, coding: bytes) -> Content:
+        if coding not in (b"", b"identity"):
+            return self._coded(body, whole, media, coding)
+        if not _textual(media, body.head):
+            return _as_sent(body, whole)
+        is_json = b"json" in media or body.head[:1] in (b"{", b"[")
+        head = self._detectors.text(body.head, is_json=is_json)
+        tail = self._detectors.text(body.tail, is_json=is_json) if body.tail else body.tail
+        if head is body.head and tail is body.tail:
+            return _as_sent(body, whole)
+        data = head + tail
+        note = {**_sizes(body), "head": len(head), "tail": len(tail), "redacted": True}
+        return Content(data, None, note, truncated=not whole, redacted=True)
+
+    def _coded(self, body: Body, whole: bool, media: bytes, coding: bytes) -> Content:
+        decoded = decode(body.head, coding.decode("latin-1"), self._limit)
+        content = decoded.content
+        if not content or content is body.head:  # no such coding, or broken from the start: search what was sent
+            return self._searched(body, whole, media, b"")
+        if not _textual(media, content):
+            return _as_sent(body, whole)
+        is_json = b"json" in media or content[:1] in (b"{", b"[")
+        clean = self._detectors.text(content, is_json=is_json)
+        if clean is content and decoded.complete and whole:
+            return _as_sent(body, whole)
+        # What could not be decoded could not be searched, so it is not stored: neither a tail whose middle is missing
+        # nor what lies beyond the limit.
+        note = {**_sizes(body), "head": len(clean), "tail": 0, "decoded": coding.decode("latin-1")}
+        if clean is not content:
+            note["redacted"] = True
+        if decoded.problem:
+            note["problem"] = decoded.problem
+        truncated = not (whole and decoded.complete)
+        return Content(clean, None, note, truncated=truncated, redacted=clean is not content)
+
+    # Metadata
+
+    def _mapping(self, mapping: dict[str, Any], depth: int) -> dict[str, Any]:
+        clean = {}
+        for name, value in mapping.items():
+            if isinstance(value, str | int | float) and not isinstance(value, bool):
+                token = self._detectors.value(name.encode("utf-8", "replace"), str(value).encode("utf-8", "replace"))
+                if token is not None:
+                    clean[name] = token.decode()
+                    continue
+            clean[name] = self._metadata(value, depth + 1)
+        return clean
+
+    def _metadata(self, value: Any, depth: int) -> Any:
+        if isinstance(value, str):
+            return self.text(value)
+        if depth > NESTING:
+            return None
+        if isinstance(value, dict):
+            return self._mapping(value, depth)
+        if isinstance(value, list | tuple):
+            return [self._metadata(item, depth + 1) for item in value]
+        return value
+
+
+def load_key(path: Path) -> bytes:
+    """The redaction key, made on first use. Readable by its owner only; whoever has it can test guesses.
+
+    Several processes may start at once: one of them makes it, all read the same. Raises ``SettingsError``.
+    """
+    try:
+        if not path.exists():
+            _make_key(path)
+        key = path.read_bytes()
+    except OSError as error:
+        raise SettingsError(
+            "redaction key file", str(path), f"readable and writable by us ({error.strerror})"
+        ) from error
+    if len(key) < KEY_BYTES:
+        raise SettingsError("redaction key file", str(path), f"at least {KEY_BYTES} bytes long, it has {len(key)}")
+    return key[:64]  # the longest key that BLAKE2b takes
+
+
+def _make_key(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".redaction-")  # mode 0600
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(os.urandom(KEY_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileExistsError):  # another process was first
+            os.link(name, path)
+    finally:
+        Path(name).unlink()
+
+
+def _as_sent(body: Body, whole: bool) -> Content:
+    if whole:
+        return Content(body.head, body.digest)
+    return Content(body.head + body.tail, None, _sizes(body), truncated=len(body.head) + len(body.tail) < body.length)
+
+
+def _sizes(body: Body) -> dict[str, Any]:
+    note: dict[str, Any] = {"length": body.length, "head": len(body.head), "tail": len(body.tail)}
+    if body.missing:
+        note["missing"] = body.missing
+    if body.digest is not None:
+        note["sha256"] = body.digest.hex()
+    return note
+
+
+def _header(low: bytes, name: bytes) -> bytes:
+    """The value of a header in a lower-cased head; ``name`` with its line feed and colon. Repeated ones are joined."""
+    start = low.find(name)
+    if start < 0:
+        return b""
+    values = []
+    while start >= 0:
+        start += len(name)
+        end = low.find(b"\n", start)
+        values.append(low[start : end if end >= 0 else len(low)].strip())
+        start = low.find(name, start)
+    return b",".join(values)
+
+
+def _textual(media: bytes, beginning: bytes) -> bool:
+    if _TEXT.match(media):
+        return True
+    if _BINARY.match(media):
+        return False
+    return b"\0" not in beginning[:SAMPLE]
+
+
+_TEXT = re.compile(rb"text/|multipart/form-data|[^;]*(?:json|xml|javascript|x-www-form-urlencoded|graphql|yaml)")
+_BINARY = re.compile(rb"image/(?!svg)|audio/|video/|font/|application/(?:zip|gzip|pdf|wasm|x-protobuf|grpc)")
