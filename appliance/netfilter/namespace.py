@@ -1,10 +1,11 @@
 """Network namespaces without names, and the few link commands that make a path through them.
 
 A namespace here is a file descriptor: it needs no entry in ``/run/netns`` and is gone, with its interfaces, when the
-process is, however that ends. Entering changes the calling thread only, and sockets stay where they were made; so enter,
-make sockets, leave, and use them.
+process is, however that ends. Entering changes the calling thread only, and sockets stay where they were made; so
+enter, make sockets, leave, and use them.
 """
 
+import contextlib
 import ctypes
 import os
 import socket
@@ -53,6 +54,7 @@ class Namespace:
         with self.entered():
             links = Links()
             links.set_up("lo")
+            dont_wait_for_addresses("default")
             links.close()
 
     def fileno(self) -> int:
@@ -135,6 +137,12 @@ class Links:
         message["header"]["type"] = kind
         message["header"]["flags"] = flags
         self._netlink.ask(message)
+
+
+def dont_wait_for_addresses(interface: str) -> None:
+    """Make IPv6 addresses of an interface (or ``default``) usable at once, its link-local one included."""
+    with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
+        Path(f"/proc/sys/net/ipv6/conf/{interface}/accept_dad").write_text("0")
 
 
 def interface_exists(name: str) -> bool:
