@@ -48,6 +48,7 @@ class Inspection:
         "connection",
         "exchanges",
         "let_go",
+        "noted",
         "protocol",
         "slot",
     )
@@ -68,6 +69,7 @@ class Inspection:
         self.exchanges = 0
         self.announced = False
         self.let_go = False
+        self.noted = False
         self._capture = capture
         self._detection = detection
         self._held: list[tuple[Direction, bytes, int]] = []
@@ -78,6 +80,11 @@ class Inspection:
         self._ended = [False, False]
         self._after = after
         self._pins = pins
+
+    @property
+    def decided(self) -> bool:
+        """Whether it is known what this connection speaks, be it nothing that we know."""
+        return self._detection is None
 
     def speak(self, spec: ProtocolSpec) -> None:
         """It is known what this connection speaks."""

@@ -25,7 +25,8 @@ class LiveFeed(asyncio.Protocol):
 
     def __init__(self, socket: Path | None) -> None:
         self.wanted = False
-        self.dropped = 0
+        self.dropped = 0  # since the last frame that said so
+        self.lost = 0  # ever
         self._socket = socket
         self._transport: asyncio.WriteTransport | None = None
         self._rows: list[Mapping[str, Any]] = []
@@ -54,6 +55,7 @@ class LiveFeed(asyncio.Protocol):
             return
         if transport.get_write_buffer_size() > ROOM:
             self.dropped += len(rows)
+            self.lost += len(rows)
             return
         if self.dropped:
             rows.append({"type": "dropped", "count": self.dropped})

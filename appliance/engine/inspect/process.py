@@ -78,7 +78,6 @@ class Inspector:
         """Read one ring until nothing can follow in it; False when draining ended it first."""
         reader = RingReader(path)
         work = self._work = RingWork(reader, self._sink, self._knowledge, self._capture, await self._left(reader))
-        reader.seek(min(work.start, reader.position) if work.replaying else work.start)
         log.info("reading ring", ring=path.name, position=reader.position, lag=reader.lag)
         clock = time.monotonic
         looked = released = taken = clock()
@@ -91,6 +90,7 @@ class Inspector:
                 work.announce(time.time_ns())
                 last = reader.finished or self._superseded(path)
             if work.replaying:
+                await asyncio.sleep(0)
                 continue
             pending = self._recorder.pending
             if pending and (pending >= self._settings.batch_rows or now - taken > self._settings.batch_age):
@@ -132,6 +132,8 @@ class Inspector:
         work.reader.release(work.checkpoint().tail)
 
     def _commit(self, work: RingWork) -> None:
+        if self._writing is not None:
+            self._writing.result()  # raises what went wrong
         batch = self._recorder.take()
         checkpoint = work.checkpoint()
         self._number += 1
@@ -144,14 +146,9 @@ class Inspector:
             reader.commit(resume.decode(checkpoint.resume).position)
             reader.release(checkpoint.tail)
 
+        # What is raised in there is our own fault, not the database's (the recorder spools then): better to die and
+        # start again at the last commit than to go on with a hole.
         self._writing = asyncio.get_running_loop().create_task(write(), name="write batch")
-        self._writing.add_done_callback(self._wrote)
-
-    def _wrote(self, task: "asyncio.Task[None]") -> None:
-        if not task.cancelled() and task.exception() is not None:
-            # Our own fault, not the database's (the recorder spools then): better to die and start again at the
-            # last commit than to go on with a hole.
-            log.critical("a batch could not be written", error=str(task.exception()))
 
     async def _written(self) -> None:
         if self._writing is not None:

@@ -102,6 +102,11 @@ class RingWork:
             inspection.announced = True
             self._sink.connection(inspection.record(None))
 
+    def obey(self, knowledge: Knowledge, capture: Capture) -> None:
+        """Take new settings for connections that open from now on."""
+        self._knowledge = knowledge
+        self._capture = capture
+
     @property
     def replaying(self) -> bool:
         """Whether what an earlier inspector had read is still being read again: no checkpoint until that is over."""
@@ -114,6 +119,9 @@ class RingWork:
         tail = position
         pins: dict[int, resume.Pins | None] = {}
         for slot, inspection in list(self._touched.items()):
+            if not inspection.noted and inspection.decided:
+                inspection.noted = True
+                self.reader.note(slot, inspection.protocol.encode("ascii", "replace"))
             pair = inspection.pins()
             starts = [pin.position for pin in pair if pin is not None]
             if not starts:
@@ -191,7 +199,6 @@ class RingWork:
     def _finished(self, inspection: Inspection, done: Sequence[Exchange]) -> None:
         for exchange in done:
             if not inspection.exchanges:
-                self.reader.note(inspection.slot, inspection.protocol.encode("ascii", "replace"))
                 self._knowledge.learn(inspection.connection.server, inspection.protocol)
             exchange = inspection.complete(exchange)
             self._sink.exchange(exchange, inspection.connection, uuid7(exchange.started_ns, random.getrandbits(62)))

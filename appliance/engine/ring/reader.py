@@ -75,10 +75,6 @@ class RingReader:
         words = self._map.words
         return bool(words[W_FINISHED]) and self.position == words[W_HEAD]
 
-    def seek(self, position: int) -> None:
-        """Continue from a position that was stored with rows. Never before the tail."""
-        self.position = max(position, self._map.words[W_TAIL])
-
     def read(self, budget: int) -> Iterator[Entry]:
         """What was published, oldest first, about ``budget`` bytes of it. ``position`` moves with every entry."""
         words = self._map.words
