@@ -189,7 +189,7 @@ async def _stop(running: set[asyncio.Task[socket.socket]]) -> None:
             result.close()
 
 
-async def _connect(address: Address, server: Endpoint, settings: DialSettings, timeout: float) -> socket.socket:  # noqa: ASYNC109
+async def _connect(address: Address, server: Endpoint, settings: DialSettings, timeout: float) -> socket.socket:
     """One attempt. ``timeout`` is a timer and a future rather than a task: this runs for every connection."""
     family, where = address
     try:
@@ -216,7 +216,7 @@ async def _connect(address: Address, server: Endpoint, settings: DialSettings, t
     return sock
 
 
-async def _finished(sock: socket.socket, timeout: float) -> int:  # noqa: ASYNC109
+async def _finished(sock: socket.socket, timeout: float) -> int:
     """Wait for a connect under way: its errno, 0 when connected, EINPROGRESS when time is up."""
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[bool] = loop.create_future()
