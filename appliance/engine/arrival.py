@@ -6,7 +6,6 @@ feeds the handshake, then it holds early bytes while the server is dialed, then 
 
 import asyncio
 import time
-from typing import Any, cast
 
 from appliance.engine.dial import DialFailed, dial
 from appliance.engine.forward.client import ForwardClient
@@ -215,7 +214,7 @@ class MixedArrival(Arrival):
         if step.failed is not None:
             self.fail(step.failed, step.error or "the handshake failed")
         elif step.forward:
-            self._forward(step.rest, None)
+            self._forward(step.rest)
         elif step.target is not None:
             self._towards(step.target, step.rest)
 
@@ -228,11 +227,11 @@ class MixedArrival(Arrival):
         if rest:
             self._hold(rest)
 
-    def _forward(self, rest: bytes, user: str | None) -> None:
-        """Hand the client over to the forwarder; it is admitted already and counted out by it."""
+    def _forward(self, rest: bytes) -> None:
+        """Hand the client over to the forwarder: it is admitted already, and from now on the forwarder's to end."""
         self.gate.live.discard(self)
         self.write = self.copy = _ignore
-        client = ForwardClient.absolute_form(self.gate, self.peer, cast(Any, self._handshake))
+        client = ForwardClient.absolute_form(self.gate, self.peer)
         self.transport.set_protocol(client)
         client.adopt(self.transport, rest)
 
