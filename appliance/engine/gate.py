@@ -34,7 +34,6 @@ class Gate:
         self.obey(settings)
         self.limits = Limits(settings.limits, time.monotonic)
         self.draining = False
-        self._opened = {name: registry.cell(metrics.CONNECTIONS_OPENED, name) for name in _LISTENERS}
         self._bytes = (
             registry.cell(metrics.BYTES, "to_server"),
             registry.cell(metrics.BYTES, "to_client"),
@@ -50,7 +49,7 @@ class Gate:
 
     def admit(self, client: str, listener: str) -> End | None:
         """Count a connection in, or say why it is refused."""
-        self._opened[listener].value += 1
+        self.registry.cell(metrics.CONNECTIONS_OPENED, listener).value += 1
         refused = self.limits.admit(client)
         if refused is not None:
             self.registry.cell(metrics.LIMITED, refused.value).value += 1
@@ -104,6 +103,3 @@ class Gate:
     def now_ns() -> int:
         """Nanoseconds since the epoch."""
         return time.time_ns()
-
-
-_LISTENERS = ("transparent", "mixed", "direct_http")

@@ -102,10 +102,8 @@ class RingWriter:
         self._resting.append((self._map.words[W_HEAD], slot))
 
     def finish(self) -> None:
-        """Say that nothing follows, and unmap. The reader deletes the file when it has read it all."""
+        """Say that nothing follows. The reader deletes the file when it has read it all."""
         self._map.words[W_FINISHED] = 1
-        del self.put
-        self._map.close()
 
 
 def _shortened(connection: Connection) -> Connection:
