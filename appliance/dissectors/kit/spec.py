@@ -24,7 +24,8 @@ class Sniff(Enum):
 class Violation(NamedTuple):
     """Something a peer did that its protocol forbids, or that two implementations would read differently.
 
-    ``kind`` is a stable short name (``http.bare-lf``); ``fatal`` means that the direction is opaque from here on.
+    ``kind`` is a stable short name (``http.bare-lf``); ``at`` is the offset in that direction's byte stream;
+    ``fatal`` means that the direction is opaque from here on.
     """
 
     kind: str
@@ -35,13 +36,33 @@ class Violation(NamedTuple):
 
 
 class Switched(NamedTuple):
-    """The connection speaks another protocol from here on (HTTP Upgrade, CONNECT). ``protocol`` may be empty."""
+    """The connection speaks another protocol from here on (HTTP Upgrade, CONNECT). ``protocol`` may be empty.
+
+    ``at`` and ``to_server`` are the offsets at which it begins in the streams toward client and server. A client may
+    have spoken early: ``early`` holds the bytes past ``to_server`` that were received already (``early_lost`` more
+    were not kept); whoever takes over is fed those first. Bytes past ``at`` are in the chunk just received.
+    """
 
     protocol: str
     at: int
+    to_server: int = 0
+    early: bytes = b""
+    early_lost: int = 0
 
 
-Event = Any  # a protocol's own named tuple, a Violation, or Switched
+class Desynchronised(NamedTuple):
+    """Bytes were lost where the framing needed them: this direction waits for the next recognisable message.
+
+    ``at`` is the offset of the first lost byte in that direction's stream.
+    """
+
+    direction: Direction
+    at: int
+
+
+Event = Any  # a protocol's own named tuple, a Violation, Switched, or Desynchronised
+
+NEVER = 2**63 - 1  # an offset no stream reaches: nothing of this direction will be needed again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +90,8 @@ class Dissector(Protocol):
         """Offset in this direction's byte stream of the oldest byte that an incomplete message still needs.
 
         The number of bytes received so far (lost ones included) when nothing is incomplete. It is where a
-        restarted inspector resumes.
+        restarted inspector resumes. ``NEVER`` when the direction has ended or is opaque: a restarted inspector
+        calls ``close`` for that direction and feeds it no more.
         """
 
 
