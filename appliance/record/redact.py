@@ -20,6 +20,7 @@ from appliance.record.settings import RedactionSettings, SettingsError
 KEY_BYTES = 32
 REMEMBERED_BODIES = 50_000  # verdicts by digest, about 10 MB
 NESTING = 16  # of metadata; what lies deeper is not stored
+KEY_LENGTH = 39  # of the shortest key with a recognisable beginning that a short text is searched for
 SMALL = 1024  # clean forms up to this size are remembered
 SAMPLE = 512  # bytes that tell text from binary content where the sender does not
 
@@ -84,7 +85,7 @@ class Redactor:
             request_head = self._detectors.head(request_head, request_low)
             response_head = self._detectors.head(response_head, response_low)
             target = self.text(target)
-            domain = domain and self.text(domain)
+            domain = domain and self.host(domain)
             error = error and self.text(error)
             if metadata:
                 metadata = self._mapping(metadata, 0)
@@ -109,11 +110,19 @@ class Redactor:
 
     def text(self, text: str) -> str:
         """A short text such as a target or an error message: URLs, tokens, keys."""
-        if not self._enabled or not ("=" in text or "@" in text or "eyJ" in text or len(text) > 19):
+        if not self._enabled or not ("=" in text or "@" in text or "eyJ" in text or len(text) >= KEY_LENGTH):
             return text
         data = text.encode("utf-8", "surrogateescape")
         clean = self._detectors.url(data)
         return text if clean is data else clean.decode("utf-8", "surrogateescape")
+
+    def host(self, text: str) -> str:
+        """The name of a server; what stands before an ``@`` is user information (RFC 3986 §3.2.1)."""
+        if not self._enabled or "@" not in text:
+            return text
+        user, _, host = text.rpartition("@")
+        token = self._tokens.token("password", user.encode("utf-8", "surrogateescape"))
+        return f"{token.decode()}@{host}"
 
     # Bodies
 

@@ -70,7 +70,7 @@ class EmbeddedSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpoolSettings:
-    """Where batches wait while the database is away. Bounds are bytes, per writer."""
+    """Where batches wait while the database is away, one directory per writer. Bounds are bytes, per writer."""
 
     directory: Path
     limit: int = 2 * GIB
@@ -89,7 +89,7 @@ class RedactionSettings:
     enabled: bool = True
     names: tuple[str, ...] = ()
     bodies: bool = True
-    scan_limit: int = 4 * MIB
+    scan_limit: int = MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +132,6 @@ class RecordSettings:
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     record_headers: bool = True
     record_body: bool = True
-    max_body: int = 256 * KIB  # of each body, head and tail together
     known_bodies: int = 50_000  # hashes remembered, so that a repeated body is not sent again
     start_timeout: float = 5.0  # how long start() waits for the database before spooling
     write_timeout: float = 15.0  # a database that does not answer for so long counts as away
