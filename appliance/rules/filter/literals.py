@@ -53,6 +53,22 @@ def bits(words: str) -> int:
     return total
 
 
+def time(text: str, now: datetime) -> datetime:
+    """A moment, or an age before ``now``; aware. Without a zone it is UTC. Raises ``BadLiteral``."""
+    try:
+        if text.lower() == "now":
+            return now
+        if match := _AGO.fullmatch(text):
+            return now + timedelta(milliseconds=float(match[1] + match[2]) * _MS[match[3]])
+        # Written out rather than left to fromisoformat: it also takes forms that nobody means (week dates, 20261122).
+        if re.match(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d|$)", text, re.ASCII):
+            moment = datetime.fromisoformat(text)
+            return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        pass
+    raise BadLiteral(f"{text!r} is not a time (2026-11-22T10:00:00Z, 2026-11-22, -1h, now)")
+
+
 def _text(text: str, _now: datetime) -> str:
     # PostgreSQL has no NUL in text and no lone surrogates, so neither can ever match.
     if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
@@ -90,21 +106,6 @@ def _duration(text: str, _now: datetime) -> float:
     return float(match[1] + match[2]) * scale
 
 
-def _time(text: str, now: datetime) -> datetime:
-    try:
-        if text.lower() == "now":
-            return now
-        if match := _AGO.fullmatch(text):
-            return now + timedelta(milliseconds=float(match[1] + match[2]) * _MS[match[3]])
-        # Written out rather than left to fromisoformat: it also takes forms that nobody means (week dates, 20261122).
-        if re.match(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d|$)", text, re.ASCII):
-            moment = datetime.fromisoformat(text)
-            return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-    except (ValueError, OverflowError):
-        pass
-    raise BadLiteral(f"{text!r} is not a time (2026-11-22T10:00:00Z, 2026-11-22, -1h, now)")
-
-
 def _network(text: str, _now: datetime) -> Network:
     try:
         # Host bits may be set: 10.1.2.3/8 names the network that this address is in. Scopes (fe80::1%eth0) are not
@@ -135,7 +136,7 @@ _READERS: dict[Kind, Callable[[str, datetime], Value]] = {
     Kind.NUMBER: _number,
     Kind.SIZE: _size,
     Kind.DURATION: _duration,
-    Kind.TIME: _time,
+    Kind.TIME: time,
     Kind.ADDRESS: _network,
     Kind.UUID: _uuid,
     Kind.STATUS: _text,
