@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from pyroute2 import netns
 from pyroute2.netlink import NLM_F_CREATE, NLM_F_EXCL
-from pyroute2.netlink.rtnl import RTM_DELLINK, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE
+from pyroute2.netlink.rtnl import RTM_DELLINK, RTM_GETLINK, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
@@ -79,6 +79,13 @@ class Namespace:
             os.close(home)
 
 
+class Link(NamedTuple):
+    """An interface: whether it is switched on (IFF_UP), and whether it is a bridge or one of a bridge's ports."""
+
+    up: bool
+    bridged: bool
+
+
 class Links:
     """Interfaces, addresses and routes of the namespace in which this was made."""
 
@@ -133,6 +140,19 @@ class Links:
         message["attrs"] = [("RTA_GATEWAY", str(gateway))]
         self._ask(message, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL)
 
+    def all(self) -> dict[str, Link]:
+        """Every interface by its name. Not from /sys, which shows the namespace in which it was mounted."""
+        request = ifinfmsg()
+        request["header"]["type"] = RTM_GETLINK
+        found = {}
+        for answer in self._netlink.dump(request):
+            message = ifinfmsg(answer.data)
+            message.decode()
+            info = message.get_attr("IFLA_LINKINFO")
+            kinds = {info.get_attr("IFLA_INFO_KIND"), info.get_attr("IFLA_INFO_SLAVE_KIND")} if info else set()
+            found[message.get_attr("IFLA_IFNAME")] = Link(bool(message["flags"] & _IFF_UP), "bridge" in kinds)
+        return found
+
     def _ask(self, message: Any, kind: int, flags: int = 0) -> None:
         message["header"]["type"] = kind
         message["header"]["flags"] = flags
@@ -143,17 +163,3 @@ def dont_wait_for_addresses(interface: str) -> None:
     """Make IPv6 addresses of an interface (or ``default``) usable at once, its link-local one included."""
     with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
         Path(f"/proc/sys/net/ipv6/conf/{interface}/accept_dad").write_text("0")
-
-
-def interface_exists(name: str) -> bool:
-    """Whether this namespace has an interface of this name."""
-    return any(name == known for _, known in socket.if_nameindex())
-
-
-def interface_is_up(name: str) -> bool:
-    """Whether the interface is switched on (IFF_UP), carrier or not."""
-    try:
-        flags = int(Path(f"/sys/class/net/{name}/flags").read_text(), 16)
-    except OSError:
-        return False
-    return bool(flags & _IFF_UP)

@@ -54,7 +54,7 @@ class Routing:
     def __init__(self, timeout: float = 5.0) -> None:
         """Open the socket; ``timeout`` in seconds bounds every call."""
         self._netlink = NetlinkSocket(NETLINK_ROUTE, timeout)
-        self._loopback = socket.if_nametoindex("lo")
+        self.loopback = socket.if_nametoindex("lo")
 
     def close(self) -> None:
         """Close the socket."""
@@ -65,7 +65,7 @@ class Routing:
 
         What is needed is added first and what is not is removed after, so that a replacement leaves no hole.
         """
-        rules, routes = wanted(policy, self._loopback)
+        rules, routes = wanted(policy, self.loopback)
         for route in routes:
             self._add(_route_message(route), RTM_NEWROUTE, f"the local route of table {route.table}")
         for rule in rules:

@@ -130,6 +130,11 @@ def render(ruleset: Ruleset) -> str:
     return "\n".join([*lines, "}", ""])
 
 
+def listener_rule(version: int) -> str:
+    """The comment of the rule that hands this family's connections to the listener; its counter counts them."""
+    return f"to the listener, IPv{version}"
+
+
 def bypass_set(version: int, ranges: tuple[Range, ...]) -> Set:
     """The set of bypassed networks of this IP version, holding these ranges."""
     return Set(_bypass(version), _ADDRESS[version], ranges)
@@ -224,7 +229,7 @@ def _divert(policy: InterceptPolicy) -> Iterator[Rule]:
     for version, listener in policy.listeners:
         family = FAMILY[version]
         yield Rule(
-            f"to the listener, IPv{version}",
+            listener_rule(version),
             (
                 x.nfproto(family),
                 *((x.l4proto(TCP), *only)),

@@ -89,14 +89,14 @@ class Switches:
         self._before = noted | self._before
         self._save()
         for name, value in values.items():
-            _write(name, value)
+            write(name, value)
 
     def restore(self) -> None:
         """Put back what was there before. Interfaces that are gone are passed over."""
         # The wide switches first: they overwrite the narrow ones.
         for name in sorted(self._before, key=lambda name: (name not in (IPV4_FORWARD, IPV6_FORWARD), name)):
             if read(name) not in (None, self._before[name]):
-                _write(name, self._before[name])
+                write(name, self._before[name])
         self._before = {}
         if self._journal is not None:
             self._journal.unlink(missing_ok=True)
@@ -127,7 +127,8 @@ def _namespace() -> str:
     return f"{boot} {os.stat('/proc/thread-self/ns/net').st_ino}"  # noqa: PTH116  # Path.stat follows the same link
 
 
-def _write(name: str, value: str) -> None:
+def write(name: str, value: str) -> None:
+    """Set a switch. Raises ``PrivilegeMissing`` or ``NetfilterError`` with the switch's name."""
     try:
         (ROOT / name).write_text(value)
     except PermissionError as error:

@@ -64,6 +64,21 @@ class Lab:
             self.servers.append(await asyncio.start_server(say, sock=bound(version, host, port, transparent=True)))
         return seen
 
+    async def relay(self, port: int = PORT, own_mark: int = 2) -> None:
+        """A small engine: transparent listeners that dial the destination they were given, and copy both ways."""
+
+        async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            target = writer.get_extra_info("socket").getsockname()[:2]
+            sock = socket.socket(writer.get_extra_info("socket").family)
+            sock.setblocking(False)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, own_mark)
+            await asyncio.get_running_loop().sock_connect(sock, target)
+            far_reader, far_writer = await asyncio.open_connection(sock=sock)
+            await asyncio.gather(_copy(reader, far_writer), _copy(far_reader, writer))
+
+        for version, host in LISTEN.items():
+            self.servers.append(await asyncio.start_server(connect, sock=bound(version, host, port, transparent=True)))
+
     async def close(self) -> None:
         """Stop the servers that tests started."""
         for server in self.servers:
@@ -228,3 +243,9 @@ async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         pass
     finally:
         writer.close()
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(65536):
+        writer.write(data)
+    writer.close()
