@@ -85,6 +85,24 @@ def _reverse(document: Document) -> Iterator[Finding]:
         yield "proxy.direct_http", "needs upstream_routing or default_upstream: it has nowhere to send a request"
 
 
+def _transparent(document: Document) -> Iterator[Finding]:
+    if not listens(document, "transparent"):
+        return
+    transparent = document.proxy.transparent
+    if transparent is None:
+        yield "proxy.transparent", "mode is transparent, but this section is missing: it names the interfaces"
+        return
+    if not transparent.interfaces and not transparent.own_traffic:
+        yield "proxy.transparent.interfaces", "name at least one interface where clients live (or set own_traffic)"
+    if transparent.ports == ():
+        yield "proxy.transparent.ports", "an empty list intercepts nothing (write all, or list ports)"
+    for name in transparent.interfaces:
+        if name == "lo":
+            yield "proxy.transparent.interfaces", "lo carries this machine's own traffic: write own_traffic: true"
+    if any(parse_endpoint(address).port == 0 for address in transparent.bind_address):
+        yield "proxy.transparent.bind_address", "needs a port: the kernel's rules name it"
+
+
 def _api(document: Document) -> Iterator[Finding]:
     api = document.api
     for index, token in enumerate(api.tokens):
@@ -153,6 +171,7 @@ RULES: tuple[Callable[[Document], Iterator[Finding]], ...] = (
     _authentication,
     _addresses,
     _reverse,
+    _transparent,
     _bypass,
     _storage,
     _api,

@@ -65,7 +65,7 @@ class Transparent(Section):
     bind_address: BindAddress = ("127.0.0.1:15001",)
     """Where the kernel delivers them; 127.0.0.1 stands for [::1] too."""
     interfaces: tuple[Annotated[str, Field(min_length=1, max_length=15)], ...] = ()
-    """Where the intercepted clients live; empty is every interface."""
+    """Where the intercepted clients live; needed unless `own_traffic` is true."""
     ports: Literal["all"] | tuple[Port, ...] = "all"
     """Server ports that are intercepted."""
     own_traffic: bool = False

@@ -7,7 +7,8 @@ validate`` then says so: nobody shall believe in a protection that is not there.
 # Accepted and checked, but nothing obeys them yet.
 NOT_IN_FORCE: tuple[str, ...] = (
     "proxy.tls",
-    "proxy.direct_http.load_balancing",
+    "proxy.transparent.source_address",
+    "proxy.direct_http.load_balancing.health_checks",
     "proxy.direct_http.upstream_routing.health_check_path",
     "proxy.direct_http.default_upstream.health_check_path",
     "protocols.http.websocket_support",
@@ -21,20 +22,17 @@ NOT_IN_FORCE: tuple[str, ...] = (
 
 # A reload (SIGHUP, `weir reload`) puts these in force; the others need a restart.
 LIVE: tuple[str, ...] = (
-    "proxy.socks",
-    "proxy.direct_http.upstream_routing",
-    "proxy.direct_http.default_upstream",
-    "proxy.direct_http.headers",
+    "proxy.socks.users",
+    "proxy.socks.auth_method",
+    "proxy.socks.allow",
     "proxy.transparent.interfaces",
     "proxy.transparent.ports",
     "proxy.transparent.own_traffic",
     "proxy.transparent.on_failure",
     "proxy.transparent.quic",
     "limits",
-    "protocols",
-    "recording.redact",
-    "recording.redaction",
-    "recording.sampling",
+    "protocols.bypass_rules",
+    "protocols.detection",
     "engine.timeouts",
     "logging.level",
 )
