@@ -7,7 +7,6 @@ field names. What a slow API has no room for is dropped and counted; the next fr
 
 import asyncio
 import struct
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -29,7 +28,7 @@ class LiveFeed(asyncio.Protocol):
         self.lost = 0  # ever
         self._socket = socket
         self._transport: asyncio.WriteTransport | None = None
-        self._rows: list[Mapping[str, Any]] = []
+        self._rows: list[Any] = []
         self._encode = msgspec.json.Encoder().encode
 
     async def stay_connected(self) -> None:
@@ -43,7 +42,7 @@ class LiveFeed(asyncio.Protocol):
                     await loop.create_unix_connection(lambda: self, str(self._socket))
             await asyncio.sleep(RETRY)
 
-    def show(self, row: Mapping[str, Any]) -> None:
+    def show(self, row: Any) -> None:
         """One exchange or connection; sent by the next ``flush``."""
         self._rows.append(row)
 

@@ -48,7 +48,7 @@ class Inspector:
         self.live = LiveFeed(settings.live_socket)
         self._sink = RecordingSink(recorder, self.live, registry)
         self._capture = Capture(body_head=settings.body_head, body_tail=settings.body_tail)
-        self._knowledge = Knowledge(protocols.specs(), settings.detection_ports, settings.detection_cache)
+        self._knowledge = Knowledge(protocols.load(), settings.detection_ports, settings.detection_cache)
         self._number = 0
         self._writing: asyncio.Task[None] | None = None
         self._work: RingWork | None = None
@@ -58,7 +58,7 @@ class Inspector:
         """Take new settings for connections that open from now on."""
         self._settings = settings
         self._capture = Capture(body_head=settings.body_head, body_tail=settings.body_tail)
-        self._knowledge = Knowledge(protocols.specs(), settings.detection_ports, settings.detection_cache)
+        self._knowledge = Knowledge(protocols.load(), settings.detection_ports, settings.detection_cache)
         if self._work is not None:
             self._work.obey(self._knowledge, self._capture)
 
