@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from tests.bench.measure import Sample
@@ -15,8 +17,8 @@ MACHINE = {
 }
 
 
-def sample(contender: str, load: str = "keep-alive", requests: int = 100, p50: float = 10.0, **more: object) -> Sample:
-    facts = {"seconds": 1.0, "bytes": 0, "p99_us": 1.0, "errors": 0, "cpu_seconds": 0.5} | more
+def sample(contender: str, load: str = "keep-alive", requests: int = 100, p50: float = 10.0, **more: Any) -> Sample:
+    facts: dict[str, Any] = {"seconds": 1.0, "bytes": 0, "p99_us": 1.0, "errors": 0, "cpu_seconds": 0.5} | more
     return Sample(contender=contender, load=load, requests=requests, p50_us=p50, **facts)
 
 

@@ -4,9 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyroute2 import IPRoute
-from pyroute2.nftables.main import NFTables
+from pyroute2.netlink.nfnetlink.nftsocket import NFT_MSG_GETTABLE, nft_table_msg
 
+from appliance.netfilter.netlink import NETLINK_NETFILTER, NetlinkSocket, attributes
 from appliance.tools.lab.namespaces import NETNS_DIRECTORY
+
+_NFNL_SUBSYS_NFTABLES = 10  # include/uapi/linux/netfilter/nfnetlink.h
+_NFTA_TABLE_NAME = 1
+_HEADERS = 20  # nlmsghdr and nfgenmsg; the latter begins with the family
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +39,24 @@ def footprint() -> Footprint:
             for family in (2, 10)
             for rule in ip.get_rules(family=family)
         )
-    with NFTables() as nft:
-        tables = frozenset(f"{table['nfgen_family']} {table.get('name')}" for table in nft.get_tables())
     names = NETNS_DIRECTORY.iterdir() if NETNS_DIRECTORY.is_dir() else ()
-    return Footprint(frozenset(entry.name for entry in names), rules, tables)
+    return Footprint(frozenset(entry.name for entry in names), rules, frozenset(_tables()))
+
+
+def _tables() -> list[str]:
+    request = nft_table_msg()
+    request["header"]["type"] = _NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETTABLE
+    request["nfgen_family"] = 0  # of every family
+    netlink = NetlinkSocket(NETLINK_NETFILTER)
+    try:
+        answers = netlink.dump(request)
+    finally:
+        netlink.close()
+    named = [dict(attributes(answer.data[_HEADERS:])) for answer in answers]
+    return [
+        f"{answer.data[16]} {name[_NFTA_TABLE_NAME].rstrip(bytes(1)).decode()}"
+        for answer, name in zip(answers, named, strict=True)
+    ]
 
 
 def processes_in(inodes: frozenset[int]) -> list[str]:

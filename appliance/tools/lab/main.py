@@ -179,7 +179,13 @@ def _home() -> Iterator[Path]:
 def _interruptible() -> Iterator[None]:
     """Let SIGTERM and SIGHUP end the lab as Ctrl-C does, once; while it tidies up, further ones are not heard."""
 
+    owner = os.getpid()
+
     def interrupt(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != owner:
+            # pyroute2 enters namespaces in a forked child, which inherits this handler, and ends it by SIGTERM: it
+            # must die there and not tidy up our lab.
+            os._exit(0)
         for signum in kept:
             signal.signal(signum, signal.SIG_IGN)
         raise KeyboardInterrupt

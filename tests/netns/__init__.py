@@ -1,0 +1,1 @@
+"""The real product in network namespaces: client, gateway, origin. See ``conftest`` for the fixtures."""
