@@ -142,6 +142,10 @@ class Arrival(Half):
         if connection.domain is not None and not connection.server.is_literal:
             line.reroute(Endpoint(*sock.getpeername()[:2]), connection.domain)
         server = Half()
+        # uvloop may deliver what a server says first before create_connection returns: hold it until there is a pump.
+        orphan = server.pump = _Orphan()
+        spoken: list[bytes] = []
+        server.write = spoken.append
         try:
             await loop.create_connection(lambda: server, sock=sock)
         except BaseException:
@@ -149,7 +153,6 @@ class Arrival(Half):
             raise
         self._dialing = None
         if self.lost:  # the client left while the transport was made
-            server.pump = _Orphan()
             server.abort()
             return
         bound = server.transport.get_extra_info("sockname")
@@ -157,7 +160,14 @@ class Arrival(Half):
         self.reached(Endpoint(bound[0], bound[1]))
         early = b"".join(self._early)
         self._early = []
-        self.relay.start(early, self.gate.settings.write_high)
+        relay = self.relay
+        relay.start(early, self.gate.settings.write_high)
+        for data in spoken:
+            server.data_received(data)
+        if server.eof:
+            relay.ended(server)
+        if server.lost:
+            relay.lost(server, orphan.exc)
         self.resume(0)
 
     def _relayed(self, closed: Closed) -> None:
@@ -237,10 +247,12 @@ class MixedArrival(Arrival):
 
 
 class _Orphan:
-    """Takes the last words of a server whose client left while it was being connected."""
+    """Stands in for the pump of a server that is just being connected, or whose client left meanwhile."""
+
+    exc: Exception | None = None
 
     def lost(self, half: Half, exc: Exception | None) -> None:
-        pass
+        self.exc = exc
 
     def ended(self, half: Half) -> None:
         pass

@@ -113,7 +113,7 @@ class Chunked:
         elif not line:
             self.done = True
         else:
-            self._trailers += len(line)
+            self._trailers += len(line) + 2
             if self._trailers > MAX_TRAILERS:
                 self.broken = f"trailers longer than {MAX_TRAILERS} bytes"
             elif not _TRAILER.fullmatch(line):
