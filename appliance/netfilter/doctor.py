@@ -26,24 +26,6 @@ RESTART = "restart Weir (systemctl restart weir): it replaces the whole table"
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_SYS_ADMIN": 21}
 _NEARLY_FULL = 0.9
 
-# A probe that fails names what the static checks found; these are the causes when they found nothing.
-_CAUSES = {
-    Outcome.ANSWERED: ("the listener took the connection, but its upstream connection failed", "see Weir's log"),
-    Outcome.STRAIGHT: (
-        "the ruleset did not hand it over: no listener, or another table accepted or marked it first",
-        "look for chains of other tables at prerouting: nft list ruleset",
-    ),
-    Outcome.REFUSED: ("nobody listens, and the policy fails closed", START),
-    Outcome.VANISHED: (
-        "a marked packet is not delivered locally: routing rule, local route, or reverse path filter",
-        "ip rule; ip -6 rule; ip route show table all",
-    ),
-    Outcome.LOST: (
-        "another firewall dropped it, or it is not forwarded",
-        "look for drops at prerouting and forward: nft list ruleset",
-    ),
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -234,15 +216,15 @@ async def _live(policy: InterceptPolicy, so_far: list[Finding]) -> list[Finding]
             raise
         return [Finding("live path", False, "not tried: another doctor's probe is under way", "wait, and try again")]
     broken = [finding for finding in so_far if not finding.ok]
-    return [finding for version, trial in trials.items() for finding in _judge(version, trial, broken)]
+    return [finding for version, trial in trials.items() for finding in _judge(policy, version, trial, broken)]
 
 
-def _judge(version: int, trial: Trial, broken: list[Finding]) -> Iterator[Finding]:
+def _judge(policy: InterceptPolicy, version: int, trial: Trial, broken: list[Finding]) -> Iterator[Finding]:
     title = f"live path IPv{version}"
     if trial.outcome is Outcome.RELAYED:
         yield Finding(title, True, f"a connection {trial.outcome.value}, which saw {trial.origin_saw}")
     else:
-        cause, fix = _CAUSES[trial.outcome]
+        cause, fix = _cause(trial.outcome, policy)
         other = "IPv6" if version == 4 else "IPv4"
         suspects = [finding for finding in broken if other not in finding.name]
         if suspects:
@@ -257,6 +239,32 @@ def _judge(version: int, trial: Trial, broken: list[Finding]) -> Iterator[Findin
         if not any(finding.name == f"forwarding IPv{version}" for finding in broken):
             fix = "look for drops at hook forward (Docker sets policy drop): nft list ruleset; iptables -S FORWARD"
         yield Finding(forward, False, "what is not intercepted does not get through", fix)
+
+
+def _cause(outcome: Outcome, policy: InterceptPolicy) -> tuple[str, str]:
+    """Why a probe fails, and what to type, when every static check holds."""
+    match outcome:
+        case Outcome.ANSWERED:
+            return "the listener took it, but could not connect onward", "see Weir's log"
+        case Outcome.STRAIGHT:
+            return (
+                "the ruleset did not hand it over: nobody listens, or another table accepted or marked it first",
+                "look for chains of other tables at prerouting: nft list ruleset",
+            )
+        case Outcome.REFUSED:
+            return "nobody listens and the policy fails closed, or another firewall rejects", START
+        case Outcome.VANISHED:
+            # Intercepted packets are delivered locally, so a firewall that protects the gateway itself sees them.
+            allow = f"meta mark and {policy.mask:#x} == {policy.mark:#x} accept"
+            return (
+                "another firewall drops what is delivered to this machine (ufw, firewalld, a chain at hook input)",
+                f"let marked packets in, at the top of its input chain: nft insert rule inet TABLE CHAIN {allow}",
+            )
+        case _:
+            return (
+                "another firewall drops it before our table or at hook forward",
+                "look for drops at prerouting and forward: nft list ruleset",
+            )
 
 
 def _links() -> dict[str, Link]:

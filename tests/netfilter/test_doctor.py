@@ -132,6 +132,21 @@ async def test_another_firewall_that_drops_is_told_from_our_own_hops(healthy, po
     assert "another firewall" in found["live path IPv4"].detail
 
 
+async def test_a_firewall_that_protects_the_gateway_is_named_with_the_rule_that_lets_intercepted_packets_in(
+    healthy, policy
+):
+    do("nft add table inet filter")
+    do("nft add chain inet filter input { type filter hook input priority 0 ; policy drop ; }")
+    do("nft add rule inet filter input ct state established,related accept")
+    do("nft add rule inet filter input meta l4proto ipv6-icmp accept")
+    found = broken(await examine(policy))
+    assert set(found) == {"live path IPv4", "live path IPv6"}
+    assert "hook input" in found["live path IPv4"].detail
+    rule = found["live path IPv4"].fix.rpartition("CHAIN ")[2]
+    do(f"nft insert rule inet filter input {rule}")
+    assert broken(await examine(policy)) == {}
+
+
 async def test_an_interface_that_does_not_exist_is_named(healthy, policy):
     found = broken(await examine(replace(policy, interfaces=("lan0", "lan7")), probe=False))
     assert found["interface lan7"].detail == "does not exist"
