@@ -48,6 +48,7 @@ def configure(
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _mask_fields,
+        _with_traceback,
         structlog.processors.format_exc_info,
     ]
     if process is not None:
@@ -114,6 +115,12 @@ def _name_logger(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMap
     name = record.name if isinstance(record, logging.LogRecord) else event.pop("logger_name", None)
     if name is not None:
         event["logger"] = name
+    return event
+
+
+def _with_traceback(_: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    if method == "exception":
+        event.setdefault("exc_info", True)
     return event
 
 

@@ -71,7 +71,7 @@ VIOLATIONS = _declare("violations_total", "counter", "Deviations of peers from t
 REDACTIONS = _declare("redactions_total", "counter", "Values replaced by tokens before storage.", "detector")
 
 # Recording.
-ROWS_WRITTEN = _declare("rows_written_total", "counter", "Rows made durable in the database.", "table")
+ROWS_WRITTEN = _declare("rows_written_total", "counter", "Rows made durable in the database.")
 ROWS_SPOOLED = _declare("rows_spooled_total", "counter", "Rows written to the spool while the database was away.")
 ROWS_LOST = _declare("rows_lost_total", "counter", "Rows that could neither be stored nor spooled.")
 ROWS_PENDING = _declare("rows_pending", "gauge", "Rows that wait for their batch.")

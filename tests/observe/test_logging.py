@@ -67,6 +67,7 @@ def test_secrets_do_not_reach_a_line_by_name_or_by_value(out: io.StringIO) -> No
     text = out.getvalue()
     assert "hunter2" not in text and "swordfish" not in text and "eA==" not in text
     assert len(lines(out)) == 3
+    assert "ValueError: postgresql://weir:[hidden]@db" in str(lines(out)[1]["exception"])
 
 
 def test_libraries_log_into_the_same_stream_and_shape(out: io.StringIO) -> None:

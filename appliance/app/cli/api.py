@@ -45,7 +45,7 @@ class Daemon:
 
     def status(self) -> dict[str, Any]:
         """How it is, whether ready or not."""
-        return dict(self._ask("GET", "/ready", {}, accept=(200, 503)).json())
+        return dict(self.get("/api/v1/status"))
 
     def raw(self, path: str) -> bytes | None:
         """A body as it was; None when there is none."""

@@ -5,7 +5,14 @@ from typing import Any
 from appliance.app.cli.api import Daemon
 from appliance.app.cli.output import Format, as_json, complain, emit, plain, show_list
 from appliance.app.cli.output import show as show_document
-from appliance.app.errors import AppError
+from appliance.app.errors import AppError, Exit
+
+
+class UsageRefused(AppError):
+    """The API did not accept what was asked for."""
+
+    exit = Exit.USAGE
+
 
 _EXCHANGES = ("started_at", "client_address", "protocol", "method", "domain", "target", "status", "latency_ms", "id")
 _CONNECTIONS = ("timestamp", "source_ip", "dest_ip", "dest_port", "domain", "protocol", "bytes_in", "bytes_out", "id")
@@ -54,6 +61,8 @@ def show(daemon: Daemon, id: str, output: Format, *, bodies: bool) -> None:
 def tail(daemon: Daemon, q: str, kind: str | None, output: Format) -> None:
     """What happens now, one line each, until interrupted."""
     for event in daemon.live(q=q or None, kinds=kind or "exchange"):
+        if event.get("kind") == "problem":
+            raise UsageRefused(str(event.get("detail")))
         if dropped := event.get("dropped"):
             complain(f"({dropped} events dropped: this terminal is too slow)")
         item = event.get("item")
