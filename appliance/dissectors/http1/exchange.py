@@ -64,7 +64,7 @@ class Fold:
             return self._requests[0].start if self._requests else None
         if self._interim_start is not None:
             return self._interim_start
-        return self._early.start if self._early is not None else None
+        return self._early.start if self._early is not None and self._early.head else None
 
     def _note_interim(self, response: Response) -> None:
         if self._interim_start is None:

@@ -1,7 +1,7 @@
 """HTTP/1 on the wire and as values (RFC 9112): start lines, field blocks, chunk sizes. No state, no direction.
 
-Each kind of line has one strict regular expression that accepts what the RFC allows, in linear time (possessive
-quantifiers never back-track), and one lenient reader for the rest, which says what is wrong under a stable name and
+Each kind of line has one strict regular expression that accepts what the RFC allows, in linear time (character
+classes repeat possessively and never back-track; repeated groups do not, CPython restores no position there), and one lenient reader for the rest, which says what is wrong under a stable name and
 still reads what most implementations would. Peers repeat their field blocks, so what a block means is remembered.
 """
 
@@ -24,12 +24,12 @@ REQUEST_LINE: Final = re.compile(rb"(" + _TOKEN + rb"++) ([!-~]++) HTTP/1\.([01]
 STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: ([\t -~\x80-\xff]*+))?\r\n")
 CHUNK_LINE: Final = re.compile(
     rb"([0-9A-Fa-f]{1,16})"
-    rb"((?:;" + _TOKEN + rb"++(?:=(?:" + _TOKEN + rb'++|"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*+"))?+)*+)\r\n'
+    rb"((?:;" + _TOKEN + rb"++(?:=(?:" + _TOKEN + rb'++|"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"))?)*)\r\n'
 )
 BLANK: Final = re.compile(rb"\n\r?\n")  # where a head ends, for the most lenient of readers
 _BLANK_LINES: Final = re.compile(rb"[\r\n]*+")
 
-_FIELDS: Final = re.compile(rb"(?:" + _TOKEN + rb"++:[\t -~\x80-\xff]*+\r\n)*+")
+_FIELDS: Final = re.compile(rb"(?:" + _TOKEN + rb"++:[\t -~\x80-\xff]*+\r\n)*")
 _NAME: Final = re.compile(_TOKEN + rb"++")
 _VALUE: Final = re.compile(rb"[\t -~\x80-\xff]*+")
 _VERSION: Final = re.compile(rb"[A-Z]++/[0-9]++\.[0-9]++")

@@ -92,9 +92,15 @@ def take_partial(side: Side, events: list[Event]) -> None:
     raw = bytes(side.buffer)
     side.buffer.clear()
     side.head = raw
-    line_end = raw.find(b"\n") + 1
-    if line_end and not _read_start_line(side, raw[:line_end], events).fatal:
-        _read_fields(side, raw[line_end : raw.rfind(b"\n") + 1], line_end, events)
+    line_end = raw.find(b"\n") + 1 or len(raw)
+    if _start_line(side, raw[:line_end]).fatal:
+        return
+    _read_start_line(side, raw[:line_end], events)
+    whole_lines = raw[line_end : max(line_end, raw.rfind(b"\n") + 1)]
+    last = raw[line_end + len(whole_lines) :]
+    if last[:1] in (b" ", b"\t", b"\r") or b":" in last:
+        whole_lines += last.rstrip(b"\r") + b"\r\n"
+    _read_fields(side, whole_lines, line_end, events)
 
 
 def _too_large_or_broken(side: Side, seen: bytes | bytearray, events: list[Event]) -> Flaw | None:

@@ -391,8 +391,7 @@ class Machine:
             side.closing = fields.close or not fields.keep_alive
 
     def _no_answer(self, number: int, missing: int, at: int) -> Response:
-        total = self._response.total
-        return Response(number, 0, "", "", b"", NO_FIELDS, EMPTY, b"", False, total, 0, 0, at, missing)
+        return Response(number, 0, "", "", b"", NO_FIELDS, EMPTY, b"", False, 0, 0, 0, at, missing)
 
     def _give_up_answers(self, missing: int, at: int, events: list[Event]) -> None:
         """Nothing will come for the requests that wait."""
