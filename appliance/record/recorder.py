@@ -329,14 +329,17 @@ class Recorder:
 
     async def _adopt_spools(self) -> None:
         """Replay what writers left who are no more (there were more inspectors once)."""
-        for directory in sorted(self._settings.spool.directory.iterdir()):
-            if directory.name == self._writer or not any(directory.glob("*.spool")):
+        for directory in sorted({path.parent for path in self._settings.spool.directory.glob("*/*.spool")}):
+            if directory.name == self._writer:
                 continue
             orphan = Spool(replace(self._settings.spool, directory=directory))
             try:
                 found = orphan.open()
             except SpoolBusy:
                 continue  # its writer lives
+            except OSError as error:
+                log.warning("another writer's spool cannot be read", spool=directory.name, reason=str(error))
+                continue
             try:
                 log.info("replaying another writer's spool", spool=directory.name, batches=found.entries)
                 await self._replay(orphan)

@@ -118,11 +118,8 @@ class Spool:
         while self._segments:
             segment = self._segments[0]
             if self._read_at < segment.end:
-                if self._read is None:
-                    self._read = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
-                length, checksum = _FRAME.unpack(os.pread(self._read, _FRAME.size, self._read_at))
-                payload = os.pread(self._read, length, self._read_at + _FRAME.size)
-                if len(payload) == length and _checksum(payload) == checksum:
+                payload = self._payload(segment)
+                if payload is not None:
                     return payload
                 # Damaged since it was scanned: what follows in this segment cannot be found any more.
                 self.entries -= segment.entries
@@ -147,6 +144,17 @@ class Spool:
             if handle is not None:
                 os.close(handle)
         self._write = self._read = self._lock = None
+
+    def _payload(self, segment: Segment) -> bytes | None:
+        """The entry to read next; None when the disk does not give back what was written."""
+        try:
+            if self._read is None:
+                self._read = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
+            length, checksum = _FRAME.unpack(os.pread(self._read, _FRAME.size, self._read_at))
+            payload = os.pread(self._read, length, self._read_at + _FRAME.size)
+        except (OSError, struct.error):
+            return None
+        return payload if len(payload) == length and _checksum(payload) == checksum else None
 
     def _room_for(self, length: int) -> Segment | None:
         """The segment to append to, a new one where needed; None when the disk has no room for one."""
