@@ -382,8 +382,8 @@ class Recorder:
     def _become(self, state: State) -> None:
         if state is self.state:
             return
-        log.log(
-            {State.DATABASE: 20, State.SPOOLING: 30, State.LOSING: 40}[state],
+        say = {State.DATABASE: log.info, State.SPOOLING: log.warning, State.LOSING: log.error}[state]
+        say(
             "recording to another place",
             state=state,
             before=self.state,
