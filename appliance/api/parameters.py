@@ -5,9 +5,10 @@ from difflib import get_close_matches
 from typing import Annotated, Any
 
 from litestar.connection import ASGIConnection
+from litestar.di import NamedDependency
 from litestar.exceptions import ValidationException
 from litestar.handlers import BaseRouteHandler
-from litestar.params import Dependency, Parameter
+from litestar.params import QueryParameter, SkipValidation
 
 from appliance.api.engine import Engine
 from appliance.api.live import Hub
@@ -20,14 +21,14 @@ from appliance.rules.filter.window import HIGHEST, LOWEST, from_time, until_time
 MAX_LIMIT = 1000
 DAY = timedelta(days=1)
 
-TheReader = Annotated[Reader, Dependency(skip_validation=True)]
-TheEngine = Annotated[Engine, Dependency(skip_validation=True)]
-TheHub = Annotated[Hub, Dependency(skip_validation=True)]
+TheReader = NamedDependency[SkipValidation[Reader]]
+TheEngine = NamedDependency[SkipValidation[Engine]]
+TheHub = NamedDependency[SkipValidation[Hub]]
 
 Query = Annotated[
     str,
-    Parameter(
-        query="q",
+    QueryParameter(
+        name="q",
         max_length=4096,
         description="A filter, for example `domain ~ *.example.com and status >= 500` (docs/filter-language.md)",
         required=False,
@@ -36,17 +37,17 @@ Query = Annotated[
 _TIME = "a time (RFC 3339), a date, or an age such as -1h"
 Start = Annotated[
     str | None,
-    Parameter(query="from", max_length=64, description=f"Start of the window, included: {_TIME}", required=False),
+    QueryParameter(name="from", max_length=64, description=f"Start of the window, included: {_TIME}", required=False),
 ]
 End = Annotated[
     str | None,
-    Parameter(query="to", max_length=64, description=f"End of the window, excluded: {_TIME}", required=False),
+    QueryParameter(name="to", max_length=64, description=f"End of the window, excluded: {_TIME}", required=False),
 ]
-Limit = Annotated[int, Parameter(ge=1, le=MAX_LIMIT, description="How many items at most", required=False)]
+Limit = Annotated[int, QueryParameter(ge=1, le=MAX_LIMIT, description="How many items at most", required=False)]
 Cursor = Annotated[
     str | None,
-    Parameter(
-        query="cursor",
+    QueryParameter(
+        name="cursor",
         max_length=1024,
         description="`next` of the page before, as it was given out, with the same other parameters",
         required=False,
@@ -75,9 +76,9 @@ def span(start: str | None, end: str | None) -> Span:
 def only_known(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
     """Guard: a parameter that the route does not have is a mistake to be told, not to be ignored."""
     known = {
-        field.kwarg_definition.query or name
+        field.kwarg_definition.name or name
         for name, field in handler.parsed_fn_signature.parameters.items()
-        if field.kwarg_definition is not None and hasattr(field.kwarg_definition, "query")
+        if isinstance(field.kwarg_definition, QueryParameter)
     }
     for name in connection.query_params:
         if name not in known:

@@ -5,7 +5,7 @@ from uuid import UUID
 
 import msgspec
 from litestar import get
-from litestar.params import Parameter
+from litestar.params import PathParameter
 
 from appliance.api.parameters import Cursor, End, Limit, Query, Start, TheReader, wanted
 from appliance.api.problems import NotFound, documented
@@ -36,7 +36,7 @@ async def connections(
 
 @get("/api/v1/connections/{id:uuid}", tags=[_TAG], responses=documented(400, 404, 503))
 async def connection(
-    reader: TheReader, id: Annotated[UUID, Parameter(description="The connection's id")]
+    reader: TheReader, id: Annotated[UUID, PathParameter(description="The connection's id")]
 ) -> Connection:
     """Get one connection."""
     async with reader.session() as session:

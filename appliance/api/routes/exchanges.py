@@ -9,7 +9,7 @@ import msgspec
 from litestar import Response, get
 from litestar.openapi.spec import OpenAPIMediaType, Operation, Schema
 from litestar.openapi.spec.enums import OpenAPIType
-from litestar.params import Parameter
+from litestar.params import PathParameter, QueryParameter
 
 from appliance.api.parameters import Cursor, End, Limit, Query, Start, TheReader, wanted
 from appliance.api.problems import NotFound, documented
@@ -20,9 +20,9 @@ from appliance.rules.filter import EXCHANGES
 
 _TAG = "traffic"
 
-Id = Annotated[UUID, Parameter(description="The exchange's id")]
+Id = Annotated[UUID, PathParameter(description="The exchange's id")]
 Raw = Annotated[
-    bool, Parameter(description="The decoded body itself, as a download, in place of the document", required=False)
+    bool, QueryParameter(description="The decoded body itself, as a download, in place of the document", required=False)
 ]
 
 

@@ -32,9 +32,11 @@ class Ready(msgspec.Struct, frozen=True):
 
 
 class Reloaded(msgspec.Struct, frozen=True):
-    """What reading the configuration again did, as the supervisor tells it."""
+    """What reading the configuration again did: keys that are in force now, and keys that wait for a restart."""
 
-    result: dict[str, Any]
+    changed: list[str] = []
+    needs_restart: list[str] = []
+    warnings: list[str] = []
 
 
 @get("/health", tags=[_TAG], responses=documented(400))
@@ -67,16 +69,18 @@ async def status(reader: TheReader, engine: TheEngine) -> Status:
 @post("/api/v1/reload", tags=[_TAG], status_code=200, responses=documented(400, 409, 503))
 async def reload(engine: TheEngine) -> Reloaded:
     """Read the configuration again; what cannot be changed while running is told."""
-    return Reloaded(await engine.reload())
+    return msgspec.convert(await engine.reload(), Reloaded)
 
 
 async def look(reader: Reader, engine: Engine) -> Status:
     """Ask the supervisor and the database at once. Never raises: what does not answer is a failed check."""
     told, store = await asyncio.gather(_engine(engine), _store(reader))
-    found = {name: _check(value) for name, value in dict(told.get("checks") or {}).items()}
-    checks = {name: found.pop(name, Check(False, "the supervisor did not say")) for name in _NEEDED}
-    checks["store"] = _stored(store, found.pop("store", None))
-    checks |= found
+    checks = {name: _check(value) for name, value in dict(told.get("checks") or {}).items()}
+    for name in _NEEDED:
+        checks.setdefault(name, Check(False, "the supervisor did not say"))
+    checks["store"] = _stored(store, checks.get("store"))
+    if told.get("ready") is False and all(check.ok for check in checks.values()):
+        checks["engine"] = Check(False, str(told.get("state") or "not serving"))
     return Status(ready=all(check.ok for check in checks.values()), checks=checks, engine=told)
 
 
@@ -91,18 +95,15 @@ async def _store(reader: Reader) -> Check:
     try:
         await reader.check()
     except (StoreAway, TookTooLong) as error:
-        return Check(False, str(error))
-    return Check(True, "reachable")
+        return Check(False, f"queries: {error}")
+    return Check(True, "queries: answered")
 
 
 def _stored(asked: Check, told: Check | None) -> Check:
-    """Rows are safe when the database answers us, or when the inspectors say that they are stored or spooled."""
-    if asked.ok or told is None:
-        return asked
-    return Check(told.ok, f"{asked.detail}; {told.detail}")
+    """Rows are safe when those who write them say so, be it that they spool; whether we can read is told beside."""
+    return asked if told is None else Check(told.ok, f"{told.detail}; {asked.detail}")
 
 
 def _check(value: Any) -> Check:
-    return (
-        Check(bool(value.get("ok")), str(value.get("detail") or "")) if isinstance(value, dict) else Check(bool(value))
-    )
+    known = value if isinstance(value, dict) else {"ok": value}
+    return Check(bool(known.get("ok")), str(known.get("detail") or ""))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import msgspec
 from litestar import get
-from litestar.params import Parameter
+from litestar.params import QueryParameter
 
 from appliance.api.parameters import Cursor, End, Limit, Start, TheReader, span
 from appliance.api.problems import documented
@@ -19,16 +19,16 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _CHOICES = (1, 10, 60, 300, 900, 3600, 6 * 3600, 86400, 7 * 86400)
 _BUCKETS = 300
 
-SortBy = Annotated[Sort, Parameter(description="What the ranking counts", required=False)]
+SortBy = Annotated[Sort, QueryParameter(description="What the ranking counts", required=False)]
 Bucket = Annotated[
     str | None,
-    Parameter(
+    QueryParameter(
         pattern=r"^[1-9][0-9]{0,4}[smhd]$",
         description="Width of a bucket: 30s, 5m, 1h, 1d. Chosen by the window unless said",
         required=False,
     ),
 ]
-GroupBy = Annotated[Grouping, Parameter(query="by", description="What to group by", required=False)]
+GroupBy = Annotated[Grouping, QueryParameter(name="by", description="What to group by", required=False)]
 
 
 class TopDomains(msgspec.Struct, frozen=True):
