@@ -201,6 +201,8 @@ def test_references_in_transformations_are_not_needed_until_a_rule_is_applied(tm
     ("text", "key", "words"),
     [
         ("proxy: {mode: direct_http}", "proxy.direct_http", "section is missing"),
+        ("proxy: {mode: transparent}", "proxy.transparent", "section is missing"),
+        ("proxy: {mode: hybrid, transparent: {}}", "proxy.transparent.interfaces", "at least one interface"),
         ("proxy: {mode: hybrid, direct_http: {}}", "proxy.direct_http", "nowhere to send"),
         ("proxy: {socks: {auth_method: username_password}}", "proxy.socks.users", "nobody"),
         ("proxy: {bind_address: '0.0.0.0:8088'}", "api.bind_address", "taken by proxy.bind_address"),
