@@ -110,7 +110,9 @@ class Redactor:
 
     def text(self, text: str) -> str:
         """A short text such as a target or an error message: URLs, tokens, keys."""
-        if not self._enabled or not ("=" in text or "@" in text or "eyJ" in text or len(text) >= KEY_LENGTH):
+        if not self._enabled or not (
+            "=" in text or "@" in text or "eyJ" in text or "%3" in text or len(text) >= KEY_LENGTH
+        ):
             return text
         data = text.encode("utf-8", "surrogateescape")
         clean = self._detectors.url(data)

@@ -64,6 +64,7 @@ class Detectors:
     """The searches for secrets; each returns the very same object when it found nothing."""
 
     def __init__(self, tokens: Tokens, further_names: Iterable[str] = ()) -> None:
+        self._tokens = tokens
         self._token = tokens.token
         self._names = Names(further_names)
         # With names of the user's, any head and any text may hold one: the quick refusal would have to know them.
@@ -80,22 +81,23 @@ class Detectors:
 
     def url(self, text: bytes) -> bytes:
         """Text that may hold URLs: parameters, user information, JSON Web Tokens, well-known keys."""
-        if b"=" in text:
-            text = _PARAMETER.sub(self._parameter, text)
-        if b"@" in text:
-            text = _USER_INFORMATION.sub(lambda found: found[1] + self._token("password", found[2]) + b"@", text)
-        return self._keys(text) if text_may_hold_keys(text.lower().decode("latin-1")) else text
+        clean = self._parameters(text) if b"=" in text or b"%3" in text else text
+        made = self._tokens.made
+        if b"@" in clean:
+            replaced = _USER_INFORMATION.sub(lambda found: found[1] + self._token("password", found[2]) + b"@", clean)
+            clean = clean if self._tokens.made == made else replaced
+        return self._keys(clean) if text_may_hold_keys(clean.lower().decode("latin-1")) else clean
 
     def text(self, data: bytes, *, is_json: bool) -> bytes:
         """A textual body: fields of JSON, forms, multipart and XML; then whatever looks like a key or a card number."""
+        made = self._tokens.made
         low = data.lower().decode("latin-1")
-        if self._always or text_may_hold_fields(low):
-            data = self._fields(data)
+        clean = self._fields(data) if self._always or text_may_hold_fields(low) else data
         if text_may_hold_keys(low):
-            data = self._keys(data)
-        if _DIGITS in data.translate(_DIGIT_CLASSES, b" -"):
-            data = _CARD.sub(lambda found: self._card(found, is_json), data)
-        return data
+            clean = self._keys(clean)
+        if _DIGITS in clean.translate(_DIGIT_CLASSES, b" -"):
+            clean = _CARD.sub(lambda found: self._card(found, is_json), clean)
+        return data if self._tokens.made == made else clean
 
     def value(self, name: bytes, value: bytes) -> bytes | None:
         """The token for a named value that is a secret by its name, else None."""
@@ -151,7 +153,9 @@ class Detectors:
         return pair if not secret else name + equals + value.replace(secret, self._token("cookie", secret), 1)
 
     def _keys(self, text: bytes) -> bytes:
-        return _KEY.sub(lambda found: self._token("jwt" if found.lastgroup == "jwt" else "key", found[0]), text)
+        made = self._tokens.made
+        clean = _KEY.sub(lambda found: self._token("jwt" if found.lastgroup == "jwt" else "key", found[0]), text)
+        return text if self._tokens.made == made else clean
 
     # Fields
 
@@ -166,10 +170,20 @@ class Detectors:
             data = _MULTIPART_FIELD.sub(self._named(3), data)
         return self.url(data)
 
-    def _parameter(self, found: "re.Match[bytes]") -> bytes:
-        name = found[2]
-        kind = self._names.kind(_unquoted(name) if b"%" in name else name)
-        return found[0] if kind is None else found[1] + name + b"=" + self._token(kind, found[3])
+    def _parameters(self, text: bytes) -> bytes:
+        pieces: list[bytes] = []
+        at = 0
+        for found in _PARAMETER.finditer(text):
+            name = found[2]
+            kind = self._names.kind(_unquoted(name) if b"%" in name else name)
+            if kind is None or found.start() < at:
+                continue
+            values = _ENCODED_VALUE if found[3] != b"=" else _PATH_VALUE if found[1] == b";" else _VALUE
+            value = values.match(text, found.end())
+            if value is not None:
+                pieces += (text[at : found.end()], self._token(kind, value[0]))
+                at = value.end()
+        return b"".join((*pieces, text[at:])) if pieces else text
 
     def _json_field(self, found: "re.Match[bytes]") -> bytes:
         name, value = found[2], found[3]
@@ -195,7 +209,8 @@ class Detectors:
             return found[0]
         token = self._token("card", digits)
         # A bare number in JSON becomes a string, so that the document stays readable.
-        return found[1] + (b'"' + token + b'"' if is_json and found[1] and found[3] is not None else token)
+        bare = is_json and found[1] is not None and found[3] is not None
+        return (found[1] or b"") + (b'"' + token + b'"' if bare else token)
 
 
 def head_may_hold_secrets(low: bytes) -> bool:
@@ -335,16 +350,26 @@ _SUFFIXES = {
 _HARMLESS = frozenset(
     ("pagetoken", "nextpagetoken", "prevpagetoken", "nexttoken", "continuationtoken", "synctoken", "skiptoken")
 )
-# 1: what leads to the name, 2: the name, 3: the value.
-_PARAMETER = re.compile(rb"([?&;#\n ]|\A)([A-Za-z0-9_.\-%\[\]]{1,64}+)=([^&;#\s\"'<>\\,]++)")
+# Groups are repeated atomically, (?>(?:…)*), never possessively: CPython 3.11 forgets to step back from a last repeat
+# that began and failed (`(?:a|%(?!b))*+` on "a%b" does not match).
+#
+# A parameter's name and what it stands between; a URL inside a parameter has its punctuation percent-encoded.
+_PARAMETER = re.compile(
+    rb"([?&;#\n ]|%3[Ff]|%26|\A)((?>(?:[A-Za-z0-9_.\-\[\]]|%(?!3[DdFf]|26)[0-9A-Fa-f]{2}){1,64}))(=|%3[Dd])"
+)
+_VALUE = re.compile(rb"[^&;#\s\"'<>\\]++")
+_PATH_VALUE = re.compile(rb"[^&;#?/\s\"'<>\\]++")  # ;jsessionid=… ends with its path segment (RFC 3986 §3.3)
+_ENCODED_VALUE = re.compile(rb"(?>(?:[^&;#\s\"'<>\\%]|%(?!26|23))+)")
+# 1: what leads to the value, 2: the name, 3: the value.
 _USER_INFORMATION = re.compile(rb"(://[^\s/?#@:\"'<>\\]{0,256}+:)([^\s/?#@\"'<>\\]{1,256}+)@")
 _JSON_FIELD = re.compile(
-    rb'("((?:[^"\\]|\\.){1,64}+)"[ \t\r\n]{0,64}+:[ \t\r\n]{0,64}+)("(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|-?\d[\d.eE+-]*+)',
+    rb'("((?>(?:[^"\\]|\\.){1,64}))"[ \t\r\n]{0,64}+:[ \t\r\n]{0,64}+)'
+    rb'("(?>(?:[^"\\]++|\\.)*)(?:"|\\?\Z)|-?\d[\d.eE+-]*+)',
     re.S,
 )
-_ESCAPED_FIELD = re.compile(rb'(\\"([\w.\-]{1,64}+)\\"\s{0,16}+:\s{0,16}+\\")((?:[^"\\]++|\\\\\\?.)*+)', re.S)
+_ESCAPED_FIELD = re.compile(rb'(\\"([\w.\-]{1,64}+)\\"\s{0,16}+:\s{0,16}+\\")((?>(?:[^"\\]++|\\\\\\?.)*))', re.S)
 _XML_FIELD = re.compile(rb"(<(?:\w{1,32}+:)?([\w.\-]{1,64}+)(?:\s[^<>]{0,256}+)?>)([^<]++)(?=</)")
-_MULTIPART_FIELD = re.compile(rb'(name="([^"\r\n]{1,64}+)"[^\r\n]*+\r\n(?:[^\r\n]++\r\n)*+\r\n)([^\r\n]++)')
+_MULTIPART_FIELD = re.compile(rb'(name="([^"\r\n]{1,64}+)"[^\r\n]*+\r\n(?>(?:[^\r\n]++\r\n){0,8})\r\n)([^\r\n]++)')
 
 _KEY = re.compile(
     rb"(?P<jwt>\beyJ[A-Za-z0-9_-]{6,}+\.[A-Za-z0-9_-]{2,}+\.[A-Za-z0-9_-]*+(?:\.[A-Za-z0-9_-]++\.[A-Za-z0-9_-]++)?)"
@@ -356,7 +381,9 @@ _KEY = re.compile(
 _DIGIT_CLASSES = bytes(48 if 48 <= byte <= 57 else 0 for byte in range(256))
 _DIGITS = b"0" * 13
 # 1: what makes a bare JSON value of it, 3: likewise. No digit or point before: a long fraction is no card.
-_CARD = re.compile(rb"([:,\[][ \t\r\n]{0,16}+)?(?<![\d.])([2-6](?:[ -]?\d){12,18}+)(?!\d)(?=([ \t\r\n]{0,16}+[,}\]]))?")
+_CARD = re.compile(
+    rb"([:,\[][ \t\r\n]{0,16}+)?(?<![\d.])([2-6](?>(?:[ -]?\d){12,18}))(?!\d)(?=([ \t\r\n]{0,16}+[,}\]]))?"
+)
 _CARD_LENGTHS: dict[int, tuple[int, ...]] = {
     2: (16,),
     3: (14, 15, 16),
