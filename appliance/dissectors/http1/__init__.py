@@ -5,7 +5,7 @@ from typing import Final
 from appliance.dissectors.http1.encode import encode
 from appliance.dissectors.http1.events import Request, Response
 from appliance.dissectors.http1.exchange import PROTOCOL, Fold
-from appliance.dissectors.http1.machine import Machine
+from appliance.dissectors.http1.fast import FastMachine
 from appliance.dissectors.http1.sniff import sniff
 from appliance.dissectors.kit.spec import ProtocolSpec
 
@@ -14,7 +14,7 @@ SPEC: Final = ProtocolSpec(
     ports=(80, 8080, 8000, 3128),
     alpn=("http/1.1", "http/1.0"),
     sniff=sniff,
-    new=Machine,
+    new=FastMachine,
     fold=Fold,
     encode=encode,
 )

@@ -1,8 +1,9 @@
 """HTTP/1 on the wire and as values (RFC 9112): start lines, field blocks, chunk sizes. No state, no direction.
 
-Each kind of line has one strict regular expression that accepts what the RFC allows, in linear time (character
-classes repeat possessively and never back-track; repeated groups do not, CPython restores no position there), and one lenient reader for the rest, which says what is wrong under a stable name and
-still reads what most implementations would. Peers repeat their field blocks, so what a block means is remembered.
+Each kind of line has one strict regular expression that accepts what the RFC allows, in linear time, and one lenient
+reader for the rest, which says what is wrong under a stable name and still reads what most implementations would.
+(Character classes repeat possessively and never back-track; groups do not: CPython 3.11 accepts ``2;`` for
+``2(;[a-z]++)*+``.) Peers repeat their field blocks, so what a block means is remembered.
 """
 
 import re
@@ -80,6 +81,7 @@ class Fields(NamedTuple):
     flaws: tuple[Flaw, ...] = ()
     bytes_may_tell: bool = False  # the media type says nothing, and the content is not coded
     lines_end_well: bool = True  # every line ends with CRLF and nowhere else is there a CR or LF
+    plain: bool = False  # nothing here asks for more than reading on: no flaw, no upgrade, no close, no chunks
 
 
 class StartLine(NamedTuple):
@@ -189,21 +191,21 @@ def _read_fields(block: bytes, *, request: bool) -> Fields:
     """Pick out what framing, routing and search need, in one pass over the lines."""
     flaws: list[Flaw]
     if _FIELDS.fullmatch(block):
-        raw = [line.partition(b":") for line in block.split(b"\r\n")]
-        found = [(0, known, value) for name, _, value in raw if (known := _known(name))]
+        found = _KNOWN_FIELDS.findall(b"\n" + block)
         flaws, lines_end_well = [], True
     else:
         lines, flaws = _split(block)
-        found = [(at, known, value) for at, name, value in lines if (known := _known(name))]
+        found = [(name, value) for _, name, value in lines if name.lower() in _KNOWN]
         lines_end_well = not any(flaw.kind in ("http.bare-lf", "http.bare-cr") for flaw in flaws)
     lengths: list[bytes] = []
     codings: list[bytes] | None = None
-    connection: list[bytes] = []
+    close = keep_alive = upgrades = False
     upgrade = media_type = encoding = ""
     domain: str | None = None
     hosts = 0
     metadata: dict[str, Any] = {}
-    for _, name, raw_value in found:
+    for spelling, raw_value in found:
+        name = spelling.lower()
         value = raw_value.strip(b" \t")
         if name == b"host":
             hosts += 1
@@ -213,7 +215,10 @@ def _read_fields(block: bytes, *, request: bool) -> Fields:
         elif name == b"transfer-encoding":
             codings = (codings or []) + [coding.strip(b" \t").lower() for coding in value.split(b",")]
         elif name == b"connection":
-            connection += [option.strip(b" \t").lower() for option in value.split(b",")]
+            options = {option.strip(b" \t").lower() for option in value.split(b",")}
+            close |= b"close" in options
+            keep_alive |= b"keep-alive" in options
+            upgrades |= b"upgrade" in options
         elif name == b"content-type":
             media_type = text(value)
         elif name == b"content-encoding":
@@ -225,23 +230,33 @@ def _read_fields(block: bytes, *, request: bool) -> Fields:
     framing, length = _framing(lengths, codings, flaws)
     if hosts > 1:
         flaws.append(Flaw("http.host-repeated", 0))
-    if b"upgrade" not in connection:
+    if not upgrades:
         upgrade = ""  # without the connection option it is an advertisement (RFC 9110 §7.8)
-    _note_content(metadata, media_type, encoding, upgrade, "request" if request else "response")
+    side = "request" if request else "response"
+    kind, bytes_may_tell = _recognise(media_type)
+    if media_type:
+        metadata[side + "_type"] = media_type
+        if kind is not None:
+            metadata[side + "_format"] = kind
+    if encoding:
+        metadata[side + "_encoding"] = encoding
+    if upgrade:
+        metadata["upgrade"] = upgrade
     return Fields(
         framing,
         length,
         hosts,
         domain,
-        b"close" in connection,
-        b"keep-alive" in connection,
+        close,
+        keep_alive,
         upgrade,
         media_type,
         encoding,
         metadata,
         tuple(flaws),
-        not encoding and says_nothing(media_type),
+        bytes_may_tell and not encoding,
         lines_end_well,
+        not (flaws or upgrade or close) and framing <= Framing.LENGTH and hosts == int(request),
     )
 
 
@@ -249,6 +264,8 @@ def _framing(lengths: list[bytes], codings: list[bytes] | None, flaws: list[Flaw
     """Where the body ends, by RFC 9112 §6.3; contradictions are what request smuggling is made of."""
     length = -1
     broken = False
+    if codings is None and len(lengths) == 1 and lengths[0].isdigit() and len(lengths[0]) < 18:
+        return Framing.LENGTH, int(lengths[0])
     if lengths:
         values = {value for line in lengths for value in (part.strip(b" \t") for part in line.split(b","))}
         if len(lengths) > 1 or b"," in lengths[0]:
@@ -313,15 +330,6 @@ def _split(block: bytes) -> tuple[list[tuple[int, bytes, bytes]], list[Flaw]]:
     return lines, flaws
 
 
-def _known(name: bytes) -> bytes | None:
-    """The lower-case name when it is one that matters here."""
-    try:
-        return _SPELLINGS[name]
-    except KeyError:
-        # Rare spellings are not remembered: the table would grow with what peers invent.
-        return _SPELLINGS.get(name.lower()) if len(name) <= _LONGEST else None
-
-
 def _note_credentials(metadata: dict[str, Any], name: bytes, value: bytes, request: bool) -> None:
     """Note that a credential is there and of what kind; never its value."""
     if name in (b"authorization", b"proxy-authorization") and request:
@@ -343,15 +351,10 @@ def _note_credentials(metadata: dict[str, Any], name: bytes, value: bytes, reque
 _JWT: Final = re.compile(rb"eyJ[A-Za-z0-9_-]++\.[A-Za-z0-9_-]++\.[A-Za-z0-9_-]*+")
 
 
-def _note_content(metadata: dict[str, Any], media_type: str, encoding: str, upgrade: str, side: str) -> None:
-    if media_type:
-        metadata[f"{side}_type"] = media_type
-        if kind := format_of(media_type, b""):
-            metadata[f"{side}_format"] = kind
-    if encoding:
-        metadata[f"{side}_encoding"] = encoding
-    if upgrade:
-        metadata["upgrade"] = upgrade
+@lru_cache(256)
+def _recognise(media_type: str) -> tuple[str | None, bool]:
+    """What a media type says about the content, and whether it leaves that to the bytes."""
+    return format_of(media_type, b""), says_nothing(media_type)
 
 
 def _domain(value: bytes) -> str | None:
@@ -398,19 +401,19 @@ def _excerpt(raw: bytes) -> str:
     return ascii(raw[:60].decode("latin-1"))[1:-1]
 
 
-def _spellings(names: str) -> dict[bytes, bytes]:
-    """Names as peers commonly write them: lower case, Train-Case, upper case."""
-    table = {}
-    for name in names.split():
-        for spelling in (name, name.title(), name.upper()):
-            table[spelling.encode()] = name.encode()
-    return table
-
-
 _API_KEYS: Final = frozenset((b"x-api-key", b"api-key", b"apikey", b"x-auth-token", b"x-access-token", b"x-csrf-token"))
-_SPELLINGS: Final = _spellings(
-    "host content-length transfer-encoding connection content-type content-encoding upgrade authorization "
-    "proxy-authorization cookie set-cookie x-api-key api-key apikey x-auth-token x-access-token x-csrf-token"
-)
-_LONGEST: Final = max(map(len, _SPELLINGS))
+_KNOWN: Final = _API_KEYS | {
+    b"host",
+    b"content-length",
+    b"transfer-encoding",
+    b"connection",
+    b"content-type",
+    b"content-encoding",
+    b"upgrade",
+    b"authorization",
+    b"proxy-authorization",
+    b"cookie",
+    b"set-cookie",
+}
+_KNOWN_FIELDS: Final = re.compile(rb"\n(?i:(" + b"|".join(sorted(_KNOWN)) + rb")):([^\r]*+)")
 _FORBIDDEN_TRAILERS: Final = frozenset((b"content-length", b"transfer-encoding", b"host", b"trailer", b"te"))

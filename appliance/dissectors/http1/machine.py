@@ -31,7 +31,7 @@ _NONE, _LENGTH, _CHUNKED = Framing.NONE, Framing.LENGTH, Framing.CHUNKED
 
 
 class Machine:
-    """One connection's dissector."""
+    """One connection's dissector: every path that a message can take."""
 
     __slots__ = ("_capture", "_next", "_request", "_response", "_sides", "_unanswered")
 

@@ -155,6 +155,15 @@ class Unanswered:
         self._size -= asked.size
         return asked
 
+    def take_back(self) -> None:
+        """Forget the latest request again."""
+        self._size -= self._asked.pop().size
+
+    @property
+    def next(self) -> Asked:
+        """The request that the next final response answers; there must be one."""
+        return self._asked[0]
+
     @property
     def next_number(self) -> int:
         """The request that an interim response belongs to."""
