@@ -22,10 +22,11 @@ _ELEMENTS = 3  # NFTA_SET_ELEM_LIST_ELEMENTS
 
 @dataclass(frozen=True, slots=True)
 class TableState:
-    """A table as the kernel has it: its flags and the netlink port of the socket that owns it, if any."""
+    """A table as the kernel has it: its flags, the netlink port of the socket that owns it, if any, its comment."""
 
     flags: int
     owner: int | None
+    comment: str
 
 
 class Nftables:
@@ -63,16 +64,24 @@ class Nftables:
 
     def table(self, name: str) -> TableState | None:
         """The inet table of this name, None when there is none."""
-        answers = self._look(messages.get_table(name), dump=False)
-        for answer in answers:
+        return self.tables().get(name)
+
+    def tables(self) -> dict[str, TableState]:
+        """Every inet table by its name."""
+        found = {}
+        for answer in self._look(messages.get_tables()):
             message = _decode(messages.table_msg, answer)
-            return TableState(message.get_attr("NFTA_TABLE_FLAGS") or 0, message.get_attr("NFTA_TABLE_OWNER"))
-        return None
+            found[message.get_attr("NFTA_TABLE_NAME")] = TableState(
+                message.get_attr("NFTA_TABLE_FLAGS") or 0,
+                message.get_attr("NFTA_TABLE_OWNER"),
+                message.get_attr("NFTA_TABLE_USERDATA") or "",
+            )
+        return found
 
     def rules(self, table: str) -> list[tuple[str, str, int]]:
         """The rules of an inet table as (chain, comment, packets counted so far or 0), in order."""
         listed = []
-        for answer in self._look(messages.get_rules(table), dump=True):
+        for answer in self._look(messages.get_rules(table)):
             message = _decode(nftsocket.nft_rule_msg, answer)
             comment = message.get_attr("NFTA_RULE_USERDATA") or ""
             listed.append((message.get_attr("NFTA_RULE_CHAIN"), comment, _packets(message)))
@@ -89,14 +98,14 @@ class Nftables:
     def _elements(self, table: str, set_name: str) -> list[bytes]:
         return [
             payload
-            for answer in self._look(messages.get_elements(table, set_name), dump=True)
+            for answer in self._look(messages.get_elements(table, set_name))
             for kind, payload in attributes(answer.data[HEADER.size + _GENERIC_HEADER :])
             if kind == _ELEMENTS
         ]
 
-    def _look(self, message: Any, *, dump: bool) -> list[Answer]:
+    def _look(self, message: Any) -> list[Answer]:
         try:
-            return self._netlink.dump(message) if dump else self._netlink.ask(message)
+            return self._netlink.dump(message)
         except Refused as error:
             if error.errno == errno.ENOENT:
                 return []

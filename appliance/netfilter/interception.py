@@ -10,23 +10,24 @@ stay; they do nothing without the table, and the next start finds and replaces t
 
 import asyncio
 import errno
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import ParamSpec, Self, TypeVar
 
 from appliance.netfilter import messages, sysctl
 from appliance.netfilter.batch import Nftables, TableState
 from appliance.netfilter.errors import NetfilterError, PolicyError, RulesetRejected, TableTaken
 from appliance.netfilter.messages import Message
 from appliance.netfilter.policy import BypassEntry, InterceptPolicy
-from appliance.netfilter.routing import Routing
+from appliance.netfilter.routing import Changes, Routing
 from appliance.netfilter.ruleset import (
     BYPASS_PORTS,
     OWNER,
     PERSIST,
+    SIGNATURE,
     Ruleset,
     Set,
     build,
@@ -36,8 +37,15 @@ from appliance.netfilter.ruleset import (
 )
 from appliance.netfilter.sets import difference, merge
 from appliance.netfilter.sysctl import Switches
+from appliance.observe.logging import get_logger
+
+log = get_logger("netfilter")
+
+SETTLE = 0.05
+"""Seconds to wait after routing was changed by others, before it is put back."""
 
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL)
+P = ParamSpec("P")
 _Entry = TypeVar("_Entry", bound=BypassEntry)
 
 
@@ -46,18 +54,20 @@ class Interception:
 
     ``async with Interception() as interception: await interception.up(policy)`` leaves nothing behind. ``journal``
     names a file that keeps the switches' old values across ``kill -9``. Calls are serialised; kernel work runs beside
-    the event loop. Raises the family of ``NetfilterError``.
+    the event loop. ``mended`` counts how often ``keep`` put the routing back. Raises the family of ``NetfilterError``.
     """
 
     def __init__(self, journal: Path | None = None, timeout: float = 5.0) -> None:
         """Open the sockets here and now: this is what ties the object to the namespace."""
         self._nftables = Nftables(timeout)
         self._routing = Routing(timeout)
+        self._changes = Changes()
         self._switches = Switches(journal)
         self._policy: InterceptPolicy | None = None
         self._added: frozenset[BypassEntry] = frozenset()
         self._removed: frozenset[BypassEntry] = frozenset()
         self._busy = asyncio.Lock()
+        self.mended = 0
 
     async def __aenter__(self) -> Self:
         """Nothing is changed before ``up``."""
@@ -88,8 +98,9 @@ class Interception:
     async def up(self, policy: InterceptPolicy) -> None:
         """Intercept by this policy; what a killed run left behind is replaced. A second call replaces the first."""
         async with self._busy:
+            existing = self._existing(policy.table)
             try:
-                await self._install(policy)
+                await self._install(policy, existing)
             except BaseException:
                 if self._policy is None:  # half of a first set-up is worth nothing
                     self._routing.remove()
@@ -111,23 +122,36 @@ class Interception:
         async with self._busy:
             if self._policy is None:
                 return
-            policy, self._policy = self._policy, None
-            await asyncio.to_thread(self._remove_table, policy.table)
-            await asyncio.to_thread(self._routing.remove)
+            await _beside_the_loop(self._remove_table, self._policy.table)
+            await _beside_the_loop(self._routing.remove)
             self._switches.restore()
+            self._policy = None
 
     async def clear(self, table: str) -> None:
         """Take away what a killed run left behind, without starting anew (``on_failure: closed``, say)."""
         async with self._busy:
             self._existing(table)
-            await asyncio.to_thread(self._remove_table, table)
-            await asyncio.to_thread(self._routing.remove)
+            await _beside_the_loop(self._remove_table, table)
+            await _beside_the_loop(self._routing.remove)
             self._switches.restore()
+
+    async def keep(self) -> None:
+        """Put rules and routes back whenever somebody takes them away; runs until it is cancelled.
+
+        Network managers flush rules that they do not know (systemd-networkd does on restart, unless
+        ``ManageForeignRoutingPolicyRules=no``). The table needs no such care: nobody but its owner can change it.
+        """
+        while True:
+            await self._changes.lost()
+            await asyncio.sleep(SETTLE)  # a flush is many events
+            async with self._busy:
+                await self._mend()
 
     def close(self) -> None:
         """Close the sockets; a fail-open table still in force vanishes."""
         self._nftables.close()
         self._routing.close()
+        self._changes.close()
 
     async def bypass(self) -> tuple[BypassEntry, ...]:
         """The bypass entries in force: networks, then TCP ports."""
@@ -150,22 +174,38 @@ class Interception:
         async with self._busy:
             await self._change_bypass(self._added - chosen, self._removed | chosen)
 
-    async def _install(self, policy: InterceptPolicy) -> None:
+    async def _install(self, policy: InterceptPolicy, existing: TableState | None) -> None:
         wanted = _with_live_entries(policy, self._added, self._removed)
-        existing = self._existing(policy.table)
         if policy.manage_sysctls:
             self._switches.set(sysctl.wanted(policy))
         else:
             self._switches.restore()
-        await asyncio.to_thread(self._routing.install, policy)
-        await asyncio.to_thread(self._apply, build(wanted), existing.flags if existing else None)
+        await _beside_the_loop(self._routing.install, policy)
+        await _beside_the_loop(self._apply, build(wanted), existing.flags if existing else None)
         self._policy = wanted
 
+    async def _mend(self) -> None:
+        policy = self._policy
+        if policy is None or not self._routing.missing(policy):
+            return
+        try:
+            await _beside_the_loop(self._routing.install, policy)
+        except NetfilterError as error:  # loopback is down, say; its coming up brings the next event
+            log.error("policy routing is gone and cannot be restored", reason=str(error), fix="weir doctor")
+        else:
+            self.mended += 1
+            log.warning("policy routing was taken away and is restored", table=policy.routing_table)
+
     def _existing(self, table: str) -> TableState | None:
-        existing = self._nftables.table(table)
-        if existing is not None and existing.owner is not None and existing.owner != self._nftables.port:
-            raise TableTaken(table, existing.owner)
-        return existing
+        """The table of this name. No other live Weir may be in this namespace, whatever its table is called.
+
+        Two would take each other's routing for leftovers.
+        """
+        tables = self._nftables.tables()
+        for name, state in tables.items():
+            if state.owner not in (None, self._nftables.port) and (name == table or state.comment == SIGNATURE):
+                raise TableTaken(name, state.owner)
+        return tables.get(table)
 
     def _apply(self, ruleset: Ruleset, existing_flags: int | None) -> None:
         try:
@@ -188,8 +228,18 @@ class Interception:
         after = _with_live_entries(before, added, removed)
         changes = [message for each in _bypass_changes(before, after) for message in each]
         if changes:
-            await asyncio.to_thread(self._nftables.apply, changes)
+            await _beside_the_loop(self._nftables.apply, changes)
         self._policy, self._added, self._removed = after, added, removed
+
+
+async def _beside_the_loop(function: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+    """Run kernel work in a thread. A cancellation takes effect when it is done, so that nothing is left half known."""
+    working = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
+    try:
+        await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await asyncio.wait([working])
+        raise
 
 
 def _with_live_entries(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from pyroute2.netlink import NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST
 from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES, nfgen_msg, nftsocket
 
-from appliance.netfilter.ruleset import Chain, Rule, Ruleset, Set
+from appliance.netfilter.ruleset import SIGNATURE, Chain, Rule, Ruleset, Set
 from appliance.netfilter.sets import pack_keys, pack_ranges
 
 INET = 1  # NFPROTO_INET
@@ -81,20 +81,15 @@ def install(ruleset: Ruleset, existing_flags: int | None) -> list[Message]:
     return messages
 
 
-def adopt(table: str, flags: int) -> Message:
-    """Name an existing table with its own flags; an orphaned persistent one becomes ours by that."""
-    return _table(table, flags)
-
-
 def delete_table(table: str) -> Message:
     """Delete a table and all that is in it."""
     body = _message(table_msg, nftsocket.NFT_MSG_DELTABLE, 0, [("NFTA_TABLE_NAME", table)])
     return Message(f"deletion of table inet {table}", body)
 
 
-def get_table(table: str) -> Any:
-    """Ask for one table."""
-    return _message(table_msg, nftsocket.NFT_MSG_GETTABLE, 0, [("NFTA_TABLE_NAME", table)])
+def get_tables() -> Any:
+    """Ask for every table."""
+    return _message(table_msg, nftsocket.NFT_MSG_GETTABLE, 0, [])
 
 
 def get_rules(table: str) -> Any:
@@ -118,7 +113,11 @@ def change_elements(table: str, each: Set, *, delete: bool = False) -> Iterator[
 
 
 def _table(table: str, flags: int) -> Message:
-    attributes = [("NFTA_TABLE_NAME", table), ("NFTA_TABLE_FLAGS", flags)]
+    attributes = [
+        ("NFTA_TABLE_NAME", table),
+        ("NFTA_TABLE_FLAGS", flags),
+        ("NFTA_TABLE_USERDATA", {"value": SIGNATURE}),
+    ]
     body = _message(table_msg, nftsocket.NFT_MSG_NEWTABLE, NLM_F_CREATE, attributes)
     return Message(f"table inet {table}", body)
 

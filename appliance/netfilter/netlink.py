@@ -9,6 +9,7 @@ thread or event loop, and stays in the network namespace in which the socket was
 """
 
 import contextlib
+import errno
 import os
 import socket
 import struct
@@ -28,10 +29,12 @@ NETLINK_NETFILTER = 12
 _SOL_NETLINK = 270
 _NETLINK_CAP_ACK = 10
 _NETLINK_EXT_ACK = 11
+_NETLINK_GET_STRICT_CHK = 12
 _SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
 _NLMSG_ERROR = 2
 _NLMSG_DONE = 3
+_NLMSG_OVERRUN = 4
 _NLM_F_ACK_TLVS = 0x200
 _NLMSGERR_ATTR_MSG = 1
 
@@ -61,18 +64,24 @@ class Answer(NamedTuple):
 class NetlinkSocket:
     """A conversation with one kernel subsystem. Close-on-exec; do not let a forked child keep it."""
 
-    def __init__(self, protocol: int, timeout: float = 5.0) -> None:
-        """Open the socket in the current network namespace; ``timeout`` in seconds bounds every wait."""
+    def __init__(self, protocol: int, timeout: float = 5.0, groups: int = 0) -> None:
+        """Open the socket in the current network namespace; ``timeout`` in seconds bounds every wait.
+
+        ``groups`` is the bit mask of event groups to join; a socket that joins any is for ``events`` only.
+        """
         # Python's sockets are close-on-exec (PEP 446): a spawned child must not keep an owned table alive.
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
-        self._socket.settimeout(timeout)
+        self._socket.settimeout(0 if groups else timeout)
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
+        if protocol == NETLINK_ROUTE:
+            # The kernel then applies what a dump request asks for, instead of sending a million routes to pick from.
+            self._socket.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
         # A transaction is one datagram. Without CAP_NET_ADMIN the limits stay, and EPERM comes with the transaction.
         for option in (_SO_SNDBUFFORCE, _SO_RCVBUFFORCE):
             with contextlib.suppress(PermissionError):
                 self._socket.setsockopt(socket.SOL_SOCKET, option, _BUFFER)
-        self._socket.bind((0, 0))
+        self._socket.bind((0, groups))
         self._sequence = 0
         self._lock = threading.Lock()
 
@@ -88,6 +97,21 @@ class NetlinkSocket:
     def close(self) -> None:
         """Close the socket; a table it owns goes with it."""
         self._socket.close()
+
+    def events(self) -> list[Answer]:
+        """What has arrived by now, without waiting. An overrun (ENOBUFS) is an empty event: look for yourself."""
+        arrived: list[Answer] = []
+        while True:
+            try:
+                datagram = self._socket.recv(_RECEIVE)
+            except BlockingIOError:
+                return arrived
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                arrived.append(Answer(_NLMSG_OVERRUN, b""))
+                continue
+            arrived += [Answer(kind, data) for kind, _, _, data in _messages(datagram)]
 
     def ask(self, message: Any) -> list[Answer]:
         """Send one request and return what came before its ACK. Raises ``Refused``."""
@@ -143,11 +167,7 @@ class NetlinkSocket:
             raise KernelSilent(
                 f"the kernel did not answer within {self._socket.gettimeout()} s (netlink port {self.port})"
             ) from error
-        offset = 0
-        while offset + HEADER.size <= len(datagram):
-            length, kind, flags, sequence, _ = HEADER.unpack_from(datagram, offset)
-            yield kind, flags, sequence, datagram[offset : offset + length]
-            offset += _align(length)
+        yield from _messages(datagram)
 
 
 def attribute(kind: int, payload: bytes) -> bytes:
@@ -163,6 +183,15 @@ def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
         if length < _ATTRIBUTE.size:
             return
         yield kind & 0x3FFF, data[offset + 4 : offset + length]
+        offset += _align(length)
+
+
+def _messages(datagram: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    """The messages in a datagram as (type, flags, sequence, all bytes)."""
+    offset = 0
+    while offset + HEADER.size <= len(datagram):
+        length, kind, flags, sequence, _ = HEADER.unpack_from(datagram, offset)
+        yield kind, flags, sequence, datagram[offset : offset + length]
         offset += _align(length)
 
 

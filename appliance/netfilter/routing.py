@@ -5,6 +5,7 @@ carry a protocol number of our own, so that what a killed run left behind is rec
 Without them, packets that the ruleset marked vanish silently.
 """
 
+import asyncio
 import errno
 import socket
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from pyroute2.netlink.rtnl.fibmsg import FR_ACT_TO_TBL, fibmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from appliance.netfilter.errors import NetfilterError, PrivilegeMissing
-from appliance.netfilter.netlink import NETLINK_ROUTE, NetlinkSocket, Refused
+from appliance.netfilter.netlink import HEADER, NETLINK_ROUTE, Answer, NetlinkSocket, Refused
 from appliance.netfilter.policy import InterceptPolicy
 
 # Shown by ``ip rule`` and ``ip route`` as "proto 87" ("W"). Numbers of known daemons are in /etc/iproute2/rt_protos.
@@ -24,6 +25,8 @@ PROTOCOL = 87
 
 FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 
+_GROUPS = 0x40 | 0x80 | 0x400 | 0x40000  # RTMGRP_IPV4_ROUTE, _IPV4_RULE, _IPV6_ROUTE; RTNLGRP_IPV6_RULE
+_RTM_PROTOCOL = 5  # offset in struct rtmsg
 _RT_TABLE_UNSPEC = 0  # the table's number is in its attribute, which has room for more than 255
 _RT_SCOPE_UNIVERSE = 0
 _RT_SCOPE_HOST = 254
@@ -46,6 +49,31 @@ class Route(NamedTuple):
     version: int
     table: int
     interface: int
+
+
+class Changes:
+    """Tells when a rule or a route was taken away from this network namespace, by whomever."""
+
+    def __init__(self) -> None:
+        """Join the kernel's event groups."""
+        self._netlink = NetlinkSocket(NETLINK_ROUTE, groups=_GROUPS)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._netlink.close()
+
+    async def lost(self) -> None:
+        """Wait until something of ours may be gone."""
+        loop = asyncio.get_running_loop()
+        while True:
+            readable = loop.create_future()
+            loop.add_reader(self._netlink.fileno(), _settle, readable)
+            try:
+                await readable
+            finally:
+                loop.remove_reader(self._netlink.fileno())
+            if any(_may_be_ours(event) for event in self._netlink.events()):
+                return
 
 
 class Routing:
@@ -71,6 +99,11 @@ class Routing:
         for rule in rules:
             self._add(_rule_message(rule), RTM_NEWRULE, f"the routing rule for mark {rule.mark:#x}")
         self._remove(set(self.rules()) - set(rules), set(self.routes()) - set(routes))
+
+    def missing(self, policy: InterceptPolicy) -> bool:
+        """Whether the kernel lacks any rule or route that the policy needs."""
+        rules, routes = wanted(policy, self.loopback)
+        return not (set(rules) <= set(self.rules(foreign=True)) and set(routes) <= set(self.routes(foreign=True)))
 
     def remove(self) -> None:
         """Take away every rule and route that carries our protocol number."""
@@ -110,11 +143,12 @@ class Routing:
     def _routes(self, version: int) -> Iterator[tuple[Route, int]]:
         request = rtmsg()
         request["family"] = FAMILY[version]
+        request["type"] = _RTN_LOCAL
         request["header"]["type"] = RTM_GETROUTE
         for answer in self._netlink.dump(request):
             message = rtmsg(answer.data)
             message.decode()
-            if message["type"] != _RTN_LOCAL or message["dst_len"]:
+            if message["type"] != _RTN_LOCAL or message["dst_len"]:  # kernels before 4.20 do not filter
                 continue
             table = message.get_attr("RTA_TABLE") or message["table"]
             yield Route(version, table, message.get_attr("RTA_OIF") or 0), message["proto"]
@@ -143,6 +177,18 @@ class Routing:
         except Refused as error:
             if error.errno not in (errno.ENOENT, errno.ESRCH):  # somebody was faster
                 raise _explained(error, f"removing {what}") from error
+
+
+def _settle(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _may_be_ours(event: Answer) -> bool:
+    """A deleted rule, a deleted route with our protocol number, or events that were lost. Others' routes are many."""
+    if event.type == RTM_DELROUTE:
+        return event.data[HEADER.size + _RTM_PROTOCOL] == PROTOCOL
+    return event.type not in (RTM_NEWRULE, RTM_NEWROUTE)
 
 
 def wanted(policy: InterceptPolicy, loopback: int) -> tuple[list[Rule], list[Route]]:

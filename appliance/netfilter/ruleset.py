@@ -32,6 +32,9 @@ HTTPS = 443
 OWNER = 0x2  # NFT_TABLE_F_OWNER, since Linux 5.12
 PERSIST = 0x4  # NFT_TABLE_F_PERSIST, since Linux 6.9
 
+SIGNATURE = "made by Weir"
+"""The comment on every table of ours, whatever its name."""
+
 FAMILY = {4: IPV4, 6: IPV6}
 
 SetType = Literal["ipv4_addr", "ipv6_addr", "inet_service", "ifname", "ether_addr"]
@@ -112,6 +115,7 @@ def render(ruleset: Ruleset) -> str:
     """The table in nft's language. It loads with ``nft -f``, but for the owner flag, which only a process can have."""
     flags = [name for bit, name in ((OWNER, "owner"), (PERSIST, "persist")) if ruleset.flags & bit]
     lines = [f"table inet {ruleset.table} {{" + (f" # flags {','.join(flags)}" if flags else "")]
+    lines.append(f'  comment "{SIGNATURE}"')
     for each in ruleset.sets:
         lines += [f"  set {each.name} {{", f"    type {each.type};"]
         if each.version:

@@ -5,6 +5,7 @@ after ``kill -9`` still knows the values from before.
 """
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -12,6 +13,9 @@ from pathlib import Path
 
 from appliance.netfilter.errors import NetfilterError, PrivilegeMissing
 from appliance.netfilter.policy import InterceptPolicy
+from appliance.observe.logging import get_logger
+
+log = get_logger("netfilter")
 
 ROOT = Path("/proc/sys")
 
@@ -63,6 +67,10 @@ def wanted(policy: InterceptPolicy) -> Values:
     return {name: value for name, value in values.items() if read(name) not in (None, value)}
 
 
+class ReadOnly(NetfilterError):
+    """``/proc/sys`` is mounted read-only."""
+
+
 class Switches:
     """The switches that one run changed. ``journal`` is a file that survives a killed run (None: keep in memory)."""
 
@@ -89,7 +97,11 @@ class Switches:
         self._before = noted | self._before
         self._save()
         for name, value in values.items():
-            write(name, value)
+            try:
+                write(name, value)
+            except ReadOnly as error:
+                # Usual in containers. Interception works without; what is bypassed may not: the doctor knows.
+                log.warning("a kernel switch cannot be set from here", reason=str(error), fix="set it on the host")
 
     def restore(self) -> None:
         """Put back what was there before. Interfaces that are gone are passed over."""
@@ -134,4 +146,5 @@ def write(name: str, value: str) -> None:
     except PermissionError as error:
         raise PrivilegeMissing(f"setting {name.replace('/', '.')}={value}") from error
     except OSError as error:
-        raise NetfilterError(f"setting {name.replace('/', '.')}={value} failed: {error.strerror}") from error
+        kind = ReadOnly if error.errno == errno.EROFS else NetfilterError
+        raise kind(f"setting {name.replace('/', '.')}={value} failed: {error.strerror}") from error

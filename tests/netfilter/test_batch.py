@@ -65,7 +65,7 @@ def test_a_kernel_that_does_not_answer_is_reported_in_time(lab, monkeypatch):
     monkeypatch.setattr(quiet, "_socket", left)
     monkeypatch.setattr(NetlinkSocket, "port", 0)
     with pytest.raises(KernelSilent, match=r"0\.05 s"):
-        quiet.ask(messages.get_table("weir"))
+        quiet.dump(messages.get_tables())
     right.close()
     left.close()
 

@@ -354,6 +354,48 @@ async def test_a_changed_routing_table_replaces_the_old_one(lab, interception, p
     assert await lab.hear(ORIGIN[4]) == intercepted(4)
 
 
+@pytest.mark.parametrize(
+    "flush",
+    ["ip rule del priority 100", "ip -6 rule del priority 100", "ip route flush table 5757", "ip -6 rule flush"],
+)
+async def test_routing_that_another_tool_flushes_is_put_back(lab, interception, policy, flush):
+    await lab.listen()
+    await interception.up(policy)
+    before = kernel_state()
+    keeper = asyncio.create_task(interception.keep())
+    try:
+        for times in (1, 2):
+            do(flush)
+            async with asyncio.timeout(3):
+                while interception.mended < times:
+                    await asyncio.sleep(0.01)
+            assert await lab.hear(ORIGIN[4]) == intercepted(4)
+            if "rule flush" not in flush:  # that takes away the kernel's own rules, too
+                assert await lab.hear(ORIGIN[6]) == intercepted(6)
+                assert kernel_state()["rules"] == before["rules"]
+    finally:
+        keeper.cancel()
+        await asyncio.gather(keeper, return_exceptions=True)
+    await interception.down()
+    assert "5757" not in look("ip", "rule") + look("ip", "-6", "rule")
+
+
+async def test_others_routes_and_rules_coming_and_going_are_none_of_our_business(lab, interception, policy):
+    await interception.up(policy)
+    keeper = asyncio.create_task(interception.keep())
+    do("ip route add 192.0.2.0/24 dev wan0")
+    do("ip route del 192.0.2.0/24 dev wan0")
+    do("ip rule add fwmark 0x10 lookup 200")
+    do("ip rule del fwmark 0x10 lookup 200")
+    do("ip rule del priority 100")  # the end of what is to be looked at
+    async with asyncio.timeout(3):
+        while not interception.mended:
+            await asyncio.sleep(0.01)
+    keeper.cancel()
+    await asyncio.gather(keeper, return_exceptions=True)
+    assert interception.mended == 1
+
+
 @both
 async def test_kill_dash_nine_removes_an_open_table_and_clients_go_straight(lab, version):
     await lab.listen()
@@ -404,15 +446,20 @@ async def test_leftovers_can_be_cleared_without_a_start(lab, policy, tmp_path):
     assert kernel_state() == before
 
 
-async def test_a_table_of_another_running_weir_is_not_touched(lab, interception, policy):
+@pytest.mark.parametrize("table", ["weir", "another-name"])
+async def test_another_running_weir_in_the_namespace_is_not_disturbed(lab, interception, policy, table):
+    await lab.listen()
     with another_weir() as other:
-        with pytest.raises(TableTaken) as caught:
-            await interception.up(policy)
+        before = kernel_state()
+        with pytest.raises(TableTaken, match="table inet weir belongs to another running process") as caught:
+            await interception.up(replace(policy, table=table, rule_priority=42))
         assert caught.value.port == other.pid
-        assert "table inet weir" in look("nft", "list", "ruleset")
+        assert kernel_state() == before
+        assert await lab.hear(ORIGIN[6]) == intercepted(6)
 
 
 async def test_a_spawned_child_does_not_keep_the_table_alive(lab, policy):
+    """The gateway's namespace, and the routing left in it, end with the test."""
     interception = Interception()
     await interception.up(policy)
     child = await asyncio.create_subprocess_exec("sleep", "30", close_fds=False)
@@ -422,7 +469,6 @@ async def test_a_spawned_child_does_not_keep_the_table_alive(lab, policy):
     finally:
         child.kill()
         await child.wait()
-        await Interception().clear("weir")
 
 
 async def test_a_refused_set_up_leaves_nothing_behind(lab, interception, policy, monkeypatch):

@@ -26,6 +26,7 @@ FULL = InterceptPolicy(
 
 EXPECTED = """\
 table inet weir { # flags owner
+  comment "made by Weir"
   set interfaces {
     type ifname;
     elements = { "lan0" }
@@ -134,6 +135,6 @@ async def test_nft_reads_the_text_and_the_kernel_has_the_same_table(lab, interce
 
 
 def normal(listing):
-    """nft prints the owner; our messages keep protocol checks that nft leaves out where a later one implies them."""
+    """Without the owner, which only a process can have."""
     listing = re.sub(r" # progname \S+\n\tflags \S+( \S+)?\n", "\n", listing)
     return [line.split() for line in listing.splitlines() if line.strip()]

@@ -1,11 +1,13 @@
 """Switches are set when needed, noted before, and put back."""
 
+import errno
 import json
 from pathlib import Path
 
 import pytest
 
 from appliance.netfilter import sysctl
+from appliance.netfilter.errors import PrivilegeMissing
 from appliance.netfilter.policy import InterceptPolicy
 from appliance.netfilter.sysctl import IPV4_FORWARD, IPV6_FORWARD, Switches
 
@@ -83,6 +85,20 @@ def test_a_journal_of_another_boot_or_one_that_is_damaged_is_not_believed(tree, 
     assert Switches(journal).before == {}
     journal.write_text('{"namespace": ')
     assert Switches(journal).before == {}
+
+
+def test_a_read_only_tree_is_lived_with_but_a_missing_privilege_is_not(tree, monkeypatch):
+    def refuse(code):
+        def write_text(path, text):
+            raise OSError(code, "refused")
+
+        monkeypatch.setattr(Path, "write_text", write_text)
+
+    refuse(errno.EROFS)
+    Switches().set({IPV4_FORWARD: "1"})
+    refuse(errno.EACCES)
+    with pytest.raises(PrivilegeMissing, match=r"net\.ipv4\.ip_forward=1 needs CAP_NET_ADMIN"):
+        Switches().set({IPV4_FORWARD: "1"})
 
 
 def test_an_interface_that_is_gone_is_passed_over(tree):
