@@ -30,33 +30,34 @@ LOST = ("weir_ring_gap_chunks_total", "weir_rows_lost_total")
 _PID_FILE = "lab.pid"
 
 
-def run(*, once: bool = False, output: str = "table") -> int:
+def run(*, once: bool = False, output: str = "table", prefix: str = PREFIX) -> int:
     """Run the lab and return the exit code: 0 when every check holds, 1 when one does not, 4 without root.
 
     ``once``: do not stay up afterwards. ``output``: ``json`` prints one document (contract §2), anything else a list.
+    ``prefix`` begins the names of its namespaces and files, by which ``down`` finds them.
     """
     report = Report(output)
     try:
         with _interruptible():
-            return _run(report, stay=not once)
+            return _run(report, not once, prefix)
     except KeyboardInterrupt:
         return 130
     except LabFailed as failure:
         return _complain(failure)
 
 
-def down() -> int:
+def down(prefix: str = PREFIX) -> int:
     """Stop every lab on this machine and remove what killed ones left behind; 0 when nothing is left."""
     if os.geteuid() != 0:
         return _complain(LabFailed("taking namespaces down needs root", "run it with sudo", 4))
-    for home in _homes():
+    for home in _homes(prefix):
         _stop_runner(home)
-    for namespace in leftovers():
+    for namespace in leftovers(prefix):
         namespace.end_processes()
         namespace.remove()
-    for home in _homes():
+    for home in _homes(prefix):
         shutil.rmtree(home, ignore_errors=True)
-    return 1 if leftovers() or _homes() else 0
+    return 1 if leftovers(prefix) or _homes(prefix) else 0
 
 
 def _complain(failure: LabFailed) -> int:
@@ -64,12 +65,12 @@ def _complain(failure: LabFailed) -> int:
     return failure.code
 
 
-def _run(report: Report, stay: bool) -> int:
+def _run(report: Report, stay: bool, prefix: str) -> int:
     started = time.monotonic()
     before = footprint()
     run_name, inodes = "", frozenset[int]()
-    with _home() as home:
-        with network() as built:
+    with _home(prefix) as home:
+        with network(prefix) as built:
             run_name = built.run
             inodes = frozenset(namespace.path.stat().st_ino for namespace in built.namespaces)
             report.say(f"[bold]{built.run}[/]: client – gateway – origin, in network namespaces of this machine")
@@ -150,9 +151,9 @@ def _stay(built: Network, running: Weir, hosts: Path, report: Report) -> None:
 [bold]The lab stays up.[/] Look further, as root, from another terminal:
   browse  {api}/api/docs          {api}/api/v1/exchanges?limit=5
   ask     curl -s '{api}/stats/top-domains'
-  send    {inside} curl http://{NAME}/hello.txt
-          {inside} curl --socks5-hostname {GATEWAY_V4}:{SOCKS_PORT} http://{NAME}/api/x
-          {inside} curl -H 'Host: shop.lab' http://{GATEWAY_V4}:{REVERSE_PORT}/hello.txt
+  send    {inside} curl -s http://{NAME}/hello.txt
+          {inside} curl -s --socks5-hostname {GATEWAY_V4}:{SOCKS_PORT} http://{NAME}/api/x
+          {inside} curl -s -H 'Host: shop.lab' http://{GATEWAY_V4}:{REVERSE_PORT}/hello.txt
   logs    tail -f {running.process.log}
   stop    Ctrl-C here, or ./run lab down
 """,
@@ -164,9 +165,9 @@ def _stay(built: Network, running: Weir, hosts: Path, report: Report) -> None:
 
 
 @contextlib.contextmanager
-def _home() -> Iterator[Path]:
+def _home(prefix: str) -> Iterator[Path]:
     """A directory for everything that a run writes; the service user may enter it."""
-    home = Path(tempfile.mkdtemp(prefix=f"{PREFIX}-"))
+    home = Path(tempfile.mkdtemp(prefix=f"{prefix}-"))
     try:
         home.chmod(0o755)
         (home / _PID_FILE).write_text(f"{os.getpid()} {_started(os.getpid())}")
@@ -200,8 +201,8 @@ def _interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _homes() -> list[Path]:
-    return sorted(path for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}-*") if path.is_dir())
+def _homes(prefix: str) -> list[Path]:
+    return sorted(path for path in Path(tempfile.gettempdir()).glob(f"{prefix}-*") if path.is_dir())
 
 
 def _stop_runner(home: Path) -> None:
