@@ -114,6 +114,7 @@ _ATTACH_DAY = "ALTER TABLE bodies ATTACH PARTITION bodies_{suffix} FOR VALUES IN
 # Name and definition. They speed up what nobody asks of the last two days, and would cost every row some microseconds.
 _BEHIND = {
     "traffic_records": (
+        ("destination", "(protocol, destination_addr, id)"),
         ("path", "(left(request_path, 64), id)"),
         ("status", "(status_code, timestamp)"),
         ("moment", "(timestamp, connection_id)"),

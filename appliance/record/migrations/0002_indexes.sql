@@ -4,7 +4,6 @@
 CREATE UNIQUE INDEX traffic_records_id          ON traffic_records (id);
 CREATE INDEX        traffic_records_connection  ON traffic_records (connection_id);
 CREATE INDEX        traffic_records_domain      ON traffic_records (domain, id);
-CREATE INDEX        traffic_records_destination ON traffic_records (protocol, destination_addr, id);
 CREATE INDEX        traffic_records_errors      ON traffic_records (status_code, id) WHERE status_code >= 400;
 CREATE INDEX        traffic_records_timestamp   ON traffic_records USING brin (timestamp) WITH (pages_per_range = 32);
 
