@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from litestar.connection import ASGIConnection
 from litestar.di import NamedDependency
+from litestar.enums import ScopeType
 from litestar.exceptions import ValidationException
 from litestar.handlers import BaseRouteHandler
 from litestar.params import QueryParameter, SkipValidation
@@ -75,6 +76,8 @@ def span(start: str | None, end: str | None) -> Span:
 
 def only_known(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
     """Guard: a parameter that the route does not have is a mistake to be told, not to be ignored."""
+    if connection.scope["type"] == ScopeType.WEBSOCKET:
+        return  # the live feed reads its parameters itself, to tell what is wrong with them over the socket
     known = {
         field.kwarg_definition.name or name
         for name, field in handler.parsed_fn_signature.parameters.items()

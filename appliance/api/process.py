@@ -1,16 +1,20 @@
 """The API process: an HTTP server on the configured addresses, until the supervisor says to drain.
 
-Everything is imported here, at the top: by the time that ``serve`` runs, the process may not be able to read its own
-source any more (it became the service user).
+``prepare`` comes first, while the process may still read its own source: by the time that ``serve`` runs it has become
+the service user, who perhaps may not, and libraries import half of themselves when they are first used.
 """
 
 import asyncio
 import contextlib
+import encodings.idna  # noqa: F401  looked up by name at the first getaddrinfo
 import socket
+import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import uvicorn
-import uvicorn.lifespan.on
+import uvicorn.lifespan.off
 import uvicorn.loops.asyncio
 import uvicorn.protocols.http.h11_impl
 import uvicorn.protocols.websockets.websockets_sansio_impl
@@ -35,6 +39,49 @@ _PING_SECONDS = 20.0
 
 class BindFailed(OSError):
     """The API cannot listen where it is told to."""
+
+
+def prepare() -> None:
+    """Answer a few questions of our own, so that whatever serving imports is imported now."""
+    # A thread, because the caller may be inside an event loop.
+    rehearsal = threading.Thread(target=lambda: asyncio.run(_rehearse()), name="rehearsal")
+    rehearsal.start()
+    rehearsal.join()
+
+
+async def _rehearse() -> None:
+    reader = Reader("postgresql://weir@/weir?host=/nonexistent")
+    ours, theirs = await Channel.pair()
+    await theirs.close()
+    settings = ApiSettings(bind=(Endpoint("127.0.0.1", 0),), dsn="", live_socket=Path())
+    app = application(settings, reader, Supervisor(ours), Hub())
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        pass
+
+    for path in ("/health", "/ready", "/nowhere", "/api/openapi.json", "/api/docs", "/stats/latency"):
+        for query in (b"", b"by=wrong"):
+            scope = _SCOPE | {"path": path, "raw_path": path.encode(), "query_string": query, "state": {}}
+            await app(scope, receive, send)
+    metrics.render({"api": metrics.Registry().snapshot()})
+    await reader.close()
+    await ours.close()
+
+
+_SCOPE = {
+    "type": "http",
+    "asgi": {"version": "3.0", "spec_version": "2.3"},
+    "http_version": "1.1",
+    "method": "GET",
+    "scheme": "http",
+    "root_path": "",
+    "headers": [(b"host", b"127.0.0.1")],
+    "client": ("127.0.0.1", 1),
+    "server": ("127.0.0.1", 1),
+}
 
 
 async def serve(settings: ApiSettings, channel: Channel) -> None:
@@ -84,6 +131,7 @@ class Server(uvicorn.Server):
                 ws_ping_interval=_PING_SECONDS,
                 ws_ping_timeout=_PING_SECONDS,
                 ws_max_size=64 * 1024,
+                ws_per_message_deflate=False,  # costs more than a network at hand, and 300 KB of memory a client
                 timeout_graceful_shutdown=_DRAIN_SECONDS,
             )
         )
@@ -135,8 +183,10 @@ async def _obey(server: Server, channel: Channel, hub: Hub, obey: Callable[[ApiS
     async for message in channel:
         if message["type"] == "drain":
             break
-        if message["type"] == "reload" and isinstance(message.get("settings"), ApiSettings):
-            obey(message["settings"])
+        if message["type"] == "reload":
+            settings = message.get("settings")
+            if isinstance(settings, ApiSettings):
+                obey(settings)
             hub.publish("configuration", {"what": "reloaded"})
     server.should_exit = True
 
