@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from ssl import SSLContext
 from typing import Any
 
 from appliance.engine.ring.layout import DATA
@@ -55,6 +56,7 @@ async def weir(directory: Path, **changes: Any) -> AsyncIterator[Running]:
         "tap": TapSettings(directory=directory, ring_bytes=16 * MIB, slots=256),
         "handshake_timeout": 5.0,
     }
+    directory.mkdir(exist_ok=True)
     worker = Worker(RelaySettings(**(defaults | changes)), 0)
     running = Running(worker)
     account = worker.gate.closed
@@ -78,7 +80,7 @@ async def weir(directory: Path, **changes: Any) -> AsyncIterator[Running]:
 
 
 @asynccontextmanager
-async def serving(handler: Handler, host: str = "127.0.0.1") -> AsyncIterator[Endpoint]:
+async def serving(handler: Handler, ssl: SSLContext | None = None) -> AsyncIterator[Endpoint]:
     """An origin that runs ``handler`` for each connection."""
     tasks: set[asyncio.Task[None]] = set()
 
@@ -93,7 +95,7 @@ async def serving(handler: Handler, host: str = "127.0.0.1") -> AsyncIterator[En
             tasks.discard(task)
             writer.close()
 
-    server = await asyncio.start_server(serve, host, 0)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=ssl)
     try:
         yield Endpoint(*server.sockets[0].getsockname()[:2])
     finally:

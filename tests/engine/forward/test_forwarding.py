@@ -3,11 +3,20 @@
 import asyncio
 import hashlib
 import os
+import ssl
 from pathlib import Path
 
 import pytest
+import trustme
 
-from appliance.engine.settings import DialSettings, DirectHttpSettings, HeaderEdits, Route, SocksSettings
+from appliance.engine.settings import (
+    DialSettings,
+    DirectHttpSettings,
+    HeaderEdits,
+    LimitSettings,
+    Route,
+    SocksSettings,
+)
 from appliance.model.connection import End
 from appliance.model.direction import TO_CLIENT, TO_SERVER
 from appliance.model.endpoint import Endpoint
@@ -436,3 +445,58 @@ async def test_weir_does_not_forward_to_itself(tmp_path: Path) -> None:
     async with weir(tmp_path, dial=dial) as running:
         heard = await talk(running.mixed, b"GET http://localhost:4711/ HTTP/1.1\r\nHost: x\r\n\r\n")
         assert heard.startswith(b"HTTP/1.1 403 ")
+
+
+async def test_a_server_over_tls_is_reached_and_its_certificate_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority, stranger = trustme.CA(), trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    origin = Origin(BYE)
+    for trusted, status in ((authority, b"200"), (stranger, b"502")):
+        trust = ssl.create_default_context()
+        trusted.configure_trust(trust)
+        monkeypatch.setattr("appliance.engine.forward.upstream._tls", lambda trust=trust: trust)
+        async with serving(origin, ssl=context) as server:
+            route = Route(upstream=Endpoint("localhost", server.port), use_tls=True)
+            settings = DirectHttpSettings(bind=(LOOPBACK,), routes=(route,))
+            async with weir(tmp_path / status.decode(), direct_http=settings) as running:
+                heard = await talk(running.direct_http, LAST)
+                assert heard.startswith(b"HTTP/1.1 " + status)
+                if trusted is stranger:
+                    assert b"certificate" in heard
+    assert len(origin.heard) == 1
+
+
+async def test_a_client_beyond_the_limits_is_told_to_come_back(tmp_path: Path) -> None:
+    limits = LimitSettings(max_connections=1)
+    async with weir(tmp_path, direct_http=direct(default=LOOPBACK), limits=limits) as running:
+        _, writer = await asyncio.open_connection(*running.direct_http)
+        await until(lambda: len(running.worker.gate.live) == 1)
+        assert (await talk(running.direct_http)).startswith(b"HTTP/1.1 503 ")
+        writer.close()
+
+
+async def test_a_drain_lets_an_exchange_finish_and_ends_its_connection(tmp_path: Path) -> None:
+    go_on = asyncio.Event()
+
+    async def origin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await go_on.wait()
+        writer.write(OK)
+
+    async with serving(origin) as server, weir(tmp_path, direct_http=direct(default=server)) as running:
+        at = running.direct_http
+        heard = asyncio.ensure_future(talk(at, GET))
+        await until(lambda: bool(running.worker.gate.live))
+        _, idle = await asyncio.open_connection(*at)
+        await until(lambda: len(running.worker.gate.live) == 2)
+        draining = asyncio.ensure_future(running.worker.drain(10))
+        await until(lambda: running.worker.gate.draining)
+        go_on.set()
+        assert b"Connection: close" in await heard
+        await asyncio.wait_for(draining, 5)
+        ends = {closed.end for _, closed in running.closed}
+        assert ends == {End.CLOSED, End.DRAINED}
+        idle.close()
