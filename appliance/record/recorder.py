@@ -50,6 +50,7 @@ class Stats:
     rows: int = 0
     batches: int = 0
     bodies: int = 0
+    bodies_known: int = 0  # not sent again
     body_bytes: int = 0  # before compression
     body_bytes_stored: int = 0
     redacted: int = 0  # exchanges with at least one replaced value
@@ -157,16 +158,14 @@ class Recorder:
         self._bytes += len(row)
         return clean if missing == clean.missing else clean._replace(missing=missing)
 
-    def connection(self, record: ConnectionRecord) -> None:
-        """Take one connection: while it is open, when it ended, or both one after the other."""
+    def connection(self, record: ConnectionRecord) -> ConnectionRecord:
+        """Take one connection: while it is open, when it ended, or both one after the other.
+
+        Returns what of it may be shown to anybody.
+        """
+        record = self._redactor.connection(record)
         connection, closed = record.connection, record.closed
-        text = self._redactor.text
-        row = self._encoder.log(
-            record,
-            connection.domain and self._redactor.host(connection.domain),
-            connection.detail and text(connection.detail),
-            closed.error and text(closed.error) if closed else None,
-        )
+        row = self._encoder.log(record)
         id = connection.id
         written = id in self._open and id not in self._logs
         if closed is not None:
@@ -178,6 +177,7 @@ class Recorder:
         (self._endings if written else self._logs)[id] = row
         self._days.add(partitions.day_of_id(id))
         self._bytes += len(row)
+        return record
 
     @property
     def pending(self) -> int:
@@ -405,7 +405,9 @@ class Recorder:
         data = content.data
         digest = content.digest or sha256(data).digest()
         key = (self._day, digest)
-        if key not in self._stored_bodies and key not in self._bodies:
+        if key in self._stored_bodies or key in self._bodies:
+            self.stats.bodies_known += 1
+        else:
             form, packed = self._pack_body(data)
             row = rows.body(digest, self._day, form, len(data), packed)
             self._bodies[key] = row

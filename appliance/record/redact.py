@@ -9,10 +9,12 @@ import os
 import re
 import tempfile
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from appliance.dissectors.kit.content import Limit, decode
+from appliance.model.connection import ConnectionRecord
 from appliance.model.exchange import Body, Exchange, Missing
 from appliance.record.secrets import Detectors, Tokens
 from appliance.record.settings import RedactionSettings, SettingsError
@@ -107,6 +109,19 @@ class Redactor:
                 if response.note:
                     metadata["response_body"] = response.note
         return Redacted(request_head, response_head, target, domain, error, request, response, metadata, missing)
+
+    def connection(self, record: ConnectionRecord) -> ConnectionRecord:
+        """The connection's record with the free texts in it clean; usually the very same."""
+        connection, closed = record.connection, record.closed
+        domain = connection.domain and self.host(connection.domain)
+        detail = self.text(connection.detail)
+        if domain is not connection.domain or detail is not connection.detail:
+            record = replace(record, connection=replace(connection, domain=domain, detail=detail))
+        if closed is not None and closed.error is not None:
+            error = self.text(closed.error)
+            if error is not closed.error:
+                record = replace(record, closed=replace(closed, error=error))
+        return record
 
     def text(self, text: str) -> str:
         """A short text such as a target or an error message: URLs, tokens, keys."""

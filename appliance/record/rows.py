@@ -105,9 +105,10 @@ class RowEncoder:
         )
         return b"".join(parts)
 
-    def log(self, record: ConnectionRecord, domain: str | None, detail: str, error: str | None) -> bytes:
-        """One row of ``traffic_logs``; ``domain``, ``detail`` and ``error`` have been redacted."""
+    def log(self, record: ConnectionRecord) -> bytes:
+        """One row of ``traffic_logs``, of a record that has been redacted."""
         connection, closed = record.connection, record.closed
+        domain = connection.domain
         opened = connection.opened_ns
         connected = closed is not None and closed.connect_ns >= 0
         missing = closed.missing if closed else 0
@@ -138,9 +139,9 @@ class RowEncoder:
             self._text(record.protocol),
             self._text(connection.listener),
             self._text(connection.path),
-            _optional(detail or None),
+            _optional(connection.detail or None),
             _optional(closed.end if closed else None),
-            _optional(error),
+            _optional(closed.error if closed else None),
             _optional(connection.user),
         )
         return b"".join(parts)
