@@ -102,6 +102,7 @@ def _api(document: Document, index: int, channel: Channel) -> Callable[[], Await
     from appliance.api import process
 
     settings = wiring.api(document)
+    process.prepare()
     return lambda: process.serve(settings, channel)
 
 
