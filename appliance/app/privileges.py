@@ -8,6 +8,7 @@ for four system calls would be the larger risk.
 import ctypes
 import os
 import pwd
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,8 @@ KEPT: dict[str, frozenset[int]] = {
     "api": frozenset(),
 }
 
-_PR_SET_KEEPCAPS = 8  # linux/prctl.h
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_PR_SET_KEEPCAPS = 8
 _PR_CAPBSET_DROP = 24
 _PR_SET_NO_NEW_PRIVS = 38
 _CAPABILITY_VERSION_3 = 0x20080522
@@ -85,6 +87,11 @@ def drop(user: ServiceUser | None, keep: frozenset[int]) -> None:
         _capset(keep)
         _prctl(_PR_SET_KEEPCAPS, 0)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def end_with_parent() -> None:
+    """Get SIGINT when the thread that forked us is gone. For ``preexec_fn``: one system call and nothing else."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
 
 
 def has_capability(capability: int) -> bool:

@@ -18,7 +18,7 @@ import appliance
 from appliance.app import wiring
 from appliance.app.children import Child, StartFailed, State
 from appliance.app.config import Document, Loaded
-from appliance.app.database import Database
+from appliance.app.database import Database, bring_forward
 from appliance.app.errors import AppError, Exit, TookTooLong
 from appliance.app.kernel import Kernel
 from appliance.app.privileges import service_user
@@ -174,6 +174,7 @@ class Supervisor:
         if self._database is not None:
             await self._database.start()
             group.create_task(self._database.keep(), name="database")
+        await bring_forward(wiring.dsn(self._document))
         loop = asyncio.get_running_loop()
         firsts: list[asyncio.Future[None]] = []
         for child in self._children:

@@ -103,7 +103,7 @@ class Daemon:
 
 @contextmanager
 def daemon(**sections: Any) -> Iterator[Daemon]:
-    """A configured daemon, not started. Its database is away: rows are spooled, and nothing waits for initdb."""
+    """A configured daemon, not started."""
     home = Path(tempfile.mkdtemp(prefix="weir-app-test-"))
     home.chmod(0o755)  # the service user goes through it
     port, api = free_port(), free_port()
@@ -111,7 +111,6 @@ def daemon(**sections: Any) -> Iterator[Daemon]:
         "state_dir": str(home / "state"),
         "proxy": {"bind_address": f"127.0.0.1:{port}"},
         "api": {"bind_address": f"127.0.0.1:{api}"},
-        "storage": {"dsn": "postgresql://weir@127.0.0.1:1/weir"},
         "engine": {"workers": 1, "user": "nobody", "timeouts": {"drain": "5s"}, "tap": {"ring_size": "4MB"}},
     }
     found = Daemon(home, document | sections, port, api)

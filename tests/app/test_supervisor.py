@@ -83,7 +83,7 @@ def test_a_second_daemon_in_the_same_state_directory_is_refused(weir: Daemon) ->
 def test_it_stops_cleanly_on_sigterm_and_leaves_no_process_and_no_lock(weir: Daemon) -> None:
     assert weir.process is not None
     children = children_of(weir.process.pid)
-    assert len(children) == 3
+    assert len(children) == 4  # and the database
     assert weir.stop() == 0, weir.log()
     assert not any(Path(f"/proc/{pid}").exists() for pid in children)
     assert not (weir.home / "state" / "weir.pid").exists()
