@@ -31,8 +31,8 @@ class Gate:
         self.tap = tap
         self.registry = registry
         self.live: set[Live] = set()
-        self.obey(settings)
         self.limits = Limits(settings.limits, time.monotonic)
+        self.obey(settings)
         self.draining = False
         self._bytes = (
             registry.cell(metrics.BYTES, "to_server"),
@@ -46,13 +46,14 @@ class Gate:
         self.settings = settings
         self.dial_settings: DialSettings = settings.dial
         self.planner = Planner(settings.bypass)
+        self.limits.settings = settings.limits  # what is open stays counted
 
     def admit(self, client: str, listener: str) -> End | None:
         """Count a connection in, or say why it is refused."""
         self.registry.cell(metrics.CONNECTIONS_OPENED, listener).value += 1
         refused = self.limits.admit(client)
         if refused is not None:
-            self.registry.cell(metrics.LIMITED, refused.value).value += 1
+            self.registry.cell(metrics.LIMITED, self.limits.reached or refused).value += 1
             self.registry.cell(metrics.CONNECTIONS_CLOSED, listener, refused.value).value += 1
         return refused
 

@@ -13,7 +13,8 @@ from typing import ClassVar, cast
 from appliance.engine.dial import DialFailed
 from appliance.engine.forward.account import NOWHERE, Account, Gate
 from appliance.engine.forward.body import Body, Chunked, Length
-from appliance.engine.forward.head import MAX_HEAD, Malformed, Request, Response, first, parse_request, tokens
+from appliance.engine.forward.head import Malformed, Request, Response, first, tokens
+from appliance.engine.forward.intake import Intake
 from appliance.engine.forward.rewrite import Variables, request_head, response_head
 from appliance.engine.forward.routing import AbsoluteForm, Destination, Refusal, Reverse, Router, bare_host
 from appliance.engine.forward.upstream import Upstream, reach
@@ -55,9 +56,8 @@ class ForwardClient(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._phase = Phase.HEAD
         self._since = time.monotonic()  # of the head being waited for
-        self._pending = b""  # received and not yet consumed
-        self._searched = 0  # of it, known to hold no end of a head
-        self._head = b""
+        self._intake = Intake()
+        self._head = b""  # read, and not yet forwarded
         self._request: Request | None = None
         self._destination: Destination | None = None
         self._variables = Variables("", "http", "")
@@ -125,12 +125,12 @@ class ForwardClient(asyncio.Protocol):
             return
         if phase is Phase.CLOSING:
             return
-        self._pending = self._pending + data if self._pending else data
+        self._intake.add(data)
         if phase is Phase.HEAD:
             self._read_head()
         elif phase is Phase.EXCHANGE:
             self._send_body()
-        if len(self._pending) > MAX_PENDING:
+        if len(self._intake.pending) > MAX_PENDING:
             self._pause(_BY_PENDING)
 
     def eof_received(self) -> bool:
@@ -181,9 +181,9 @@ class ForwardClient(asyncio.Protocol):
         """Whether this client has taken too long: a head has its deadline, everything else must not be quiet."""
         quiet = self._account.quiet_for(now)
         if self._phase is Phase.HEAD:
-            if (self._pending or self._request is None) and now - self._since > settings.handshake_timeout:
+            if (self._intake.pending or self._request is None) and now - self._since > settings.handshake_timeout:
                 return End.HANDSHAKE_TIMEOUT
-            if not self._pending and self._gate.draining:
+            if not self._intake.pending and self._gate.draining:
                 return End.DRAINED
         if self._phase is Phase.DIALING:  # a dial has its own deadline
             return None
@@ -193,7 +193,7 @@ class ForwardClient(asyncio.Protocol):
         """Close both sides now; whoever waits for an answer gets one that says why."""
         if self._phase is Phase.CLOSING:
             self._transport.abort()
-        elif self._phase is Phase.HEAD and not self._pending:
+        elif self._phase is Phase.HEAD and not self._intake.pending:
             self._account.ends(end, None)
             self._hang_up()
         elif self._phase is Phase.TUNNEL or self._begun:
@@ -205,26 +205,16 @@ class ForwardClient(asyncio.Protocol):
     # A request -----------------------------------------------------------------------------------------------------
 
     def _read_head(self) -> None:
-        data = self._pending
-        start = 0
-        while data.startswith(b"\r\n", start):  # RFC 9112 §2.2
-            start += 2
-        end = data.find(b"\r\n\r\n", max(start, self._searched - 3), start + MAX_HEAD)
-        if end < 0:
-            if len(data) >= MAX_HEAD:
-                self._reject(Malformed(431, f"the request head is longer than {MAX_HEAD} bytes"))
-            elif b"\n\n" in data:
-                self._reject(Malformed(400, "lines that end in a bare LF"))
-            elif not self._searched:
-                self._since = time.monotonic()
-            self._searched = len(data)
+        if not self._intake.begun:
+            self._since = time.monotonic()
+        head = self._intake.head()
+        if head is None:
             return
-        self._head, self._pending, self._searched = data[: end + 4], data[end + 4 :], 0
-        request = parse_request(data[start:end])
-        if isinstance(request, Malformed):
-            self._pending, self._head = self._head + self._pending, b""
-            self._reject(request)
+        if isinstance(head, Malformed):
+            self._body = Length(1)  # whatever else comes is not read as a request any more
+            self._refuse(head.status, head.text, End.PROTOCOL_ERROR)
             return
+        request, self._head = head
         self._request = request
         self._body = Chunked() if request.chunked else Length(request.length or 0)
         self._begun = self._answered = self._continued = self._close_after = False
@@ -275,7 +265,7 @@ class ForwardClient(asyncio.Protocol):
     def _forward(self, request: Request, destination: Destination, upstream: Upstream) -> None:
         self._phase = Phase.EXCHANGE
         upstream.begin(self, request)
-        if self._full:
+        if self._full or self._paused & _BY_TAP:
             upstream.pause(True)
         upstream.write(request_head(request, destination.target, destination.host, self._edits, self._variables))
         if self._head:
@@ -290,15 +280,13 @@ class ForwardClient(asyncio.Protocol):
         self._account.sent(data)
 
     def _send_body(self) -> None:
-        data = self._pending
-        if not data or self._body.done:
-            return
-        taken = self._body.feed(data)
+        data = self._intake.body(self._body)
         if self._body.broken is not None:
             self._failed(400, End.PROTOCOL_ERROR, self._body.broken)
             return
-        self._pending = data[taken:]
-        self._send(data[:taken])
+        if not data:
+            return
+        self._send(data)
         self._resume(_BY_PENDING)
         if self._body.done and self._answered:
             self._next()
@@ -328,7 +316,7 @@ class ForwardClient(asyncio.Protocol):
         if response.status == 101:
             self._begun = True
             self._phase = Phase.TUNNEL
-            early, self._pending = self._pending, b""
+            early = self._intake.rest()
             if early:
                 self._send(early)
             self._resume(_BY_PENDING)
@@ -401,14 +389,10 @@ class ForwardClient(asyncio.Protocol):
         if self._upstream is not None and not self._upstream.usable:
             self._drop_upstream()
         self._resume(_BY_PENDING)
-        if self._pending:
+        if self._intake.pending:
             self._read_head()
         elif self._eof:
             self._hang_up()
-
-    def _reject(self, malformed: Malformed) -> None:
-        self._body = Length(1)  # whatever else comes is not read as a request any more
-        self._refuse(malformed.status, malformed.text, End.PROTOCOL_ERROR)
 
     def _failed(self, status: int, end: End, text: str) -> None:
         """An exchange fails: in words if the client has heard nothing of its response yet, else by a broken one."""
@@ -419,9 +403,9 @@ class ForwardClient(asyncio.Protocol):
 
     def _refuse(self, status: int, text: str, end: End, extra: bytes = b"") -> None:
         self._account.open(None)
-        if self._head or self._pending:
-            self._account.sent(self._head + self._pending)
-            self._head, self._pending = b"", b""
+        unsent, self._head = self._head + self._intake.rest(), b""
+        if unsent:
+            self._account.sent(unsent)
         head_only = self._request is not None and self._request.method == b"HEAD"
         self.deliver(answer(status, text, extra, body=not head_only))
         self._finish(end, text)
@@ -433,7 +417,7 @@ class ForwardClient(asyncio.Protocol):
         talking = not self._body.done and not self._eof and self._phase is not Phase.TUNNEL
         self._phase = Phase.CLOSING
         self._account.ends(end, error)
-        self._pending = b""
+        self._intake.rest()
         self._drop_upstream()
         self._resume(-1)
         if talking and self._transport.can_write_eof() and not self._transport.is_closing():

@@ -240,7 +240,8 @@ async def reach(destination: Destination, settings: DialSettings) -> Upstream:
     except (OSError, EOFError) as error:  # ssl.SSLError and TimeoutError are OSErrors
         upstream.leave(abort=True)
         text = getattr(error, "verify_message", "") or str(error) or type(error).__name__
-        raise DialFailed(End.SERVER_RESET, f"{destination.server}: no TLS connection: {text}") from error
+        how = "no TLS connection: " if destination.use_tls else ""
+        raise DialFailed(End.SERVER_RESET, f"{destination.server}: {how}{text}") from error
     except asyncio.CancelledError:
         upstream.leave(abort=True)
         if upstream.transport is None:
