@@ -37,8 +37,10 @@ class Finding:
     fix: str = ""
 
 
-async def examine(policy: InterceptPolicy, *, probe: bool = True) -> list[Finding]:
-    """Examine the network namespace of the calling thread. ``probe``: also send connections (takes up to 5 s more).
+async def examine(policy: InterceptPolicy, *, probe: bool = True, patience: float = 1.5) -> list[Finding]:
+    """Examine the network namespace of the calling thread.
+
+    ``probe``: also send connections; ``patience`` is how long, in seconds, one of them may take.
 
     Without privileges only that is found. Never raises for what it examines.
     """
@@ -46,10 +48,10 @@ async def examine(policy: InterceptPolicy, *, probe: bool = True) -> list[Findin
     if not privileges.ok:
         return [privileges]
     findings = [privileges, *_interfaces(policy), *_forwarding(policy), *_reverse_path(policy), *_bridge(policy)]
-    findings += [*_ruleset(policy), *_routing(policy), *_listeners(policy), _conntrack()]
+    findings += [*_syn_cookies(policy), *_ruleset(policy), *_routing(policy), *_listeners(policy), _conntrack()]
     if probe:
-        findings += await _kernel(policy)
-        findings += await _live(policy, findings)
+        findings += await _kernel(policy, patience)
+        findings += await _live(policy, findings, patience)
     return findings
 
 
@@ -64,7 +66,7 @@ def _privileges() -> Finding:
 
 def _interfaces(policy: InterceptPolicy) -> Iterator[Finding]:
     links = _links()
-    for name in policy.interfaces:
+    for name in ("lo", *policy.interfaces):  # marked packets are delivered by way of lo
         title = f"interface {name}"
         if name not in links:
             yield Finding(
@@ -103,6 +105,15 @@ def _reverse_path(policy: InterceptPolicy) -> Iterator[Finding]:
             yield Finding(
                 f"reverse path filter {name}", True, f"rp_filter={filters}, src_valid_mark={int(bool(marked))}"
             )
+
+
+def _syn_cookies(policy: InterceptPolicy) -> Iterator[Finding]:
+    """A fail-open table diverts SYNs; with cookies for every SYN, no socket is there yet when the ACK comes."""
+    if policy.on_failure == "open" and _number("net/ipv4/tcp_syncookies") > 1:
+        detail = "net.ipv4.tcp_syncookies=2 answers every SYN with a cookie: intercepted connections are reset"
+        yield Finding("SYN cookies", False, detail, "sysctl -w net.ipv4.tcp_syncookies=1")
+    else:
+        yield Finding("SYN cookies", True, "not forced")
 
 
 def _bridge(policy: InterceptPolicy) -> Iterator[Finding]:
@@ -192,11 +203,11 @@ def _conntrack() -> Finding:
     return Finding("conntrack", True, f"{count} of {most} entries in use")
 
 
-async def _kernel(policy: InterceptPolicy) -> list[Finding]:
+async def _kernel(policy: InterceptPolicy, patience: float) -> list[Finding]:
     """Whether this kernel can do what the policy asks, tried in a namespace of its own."""
     fix = "modprobe -a nft_tproxy nft_socket nft_fib_inet nf_tables"
     try:
-        seen = await try_sandbox(policy)
+        seen = await try_sandbox(policy, patience)
     except (NetfilterError, OSError) as error:
         return [Finding("kernel", False, f"cannot do it, even in an empty namespace: {error}", fix)]
     wrong = [f"IPv{version}: the listener saw {at}" for version, at in seen.items() if at != origin_address(version)]
@@ -205,16 +216,18 @@ async def _kernel(policy: InterceptPolicy) -> list[Finding]:
     return [Finding("kernel", True, "intercepts in an empty namespace, original destinations kept")]
 
 
-async def _live(policy: InterceptPolicy, so_far: list[Finding]) -> list[Finding]:
+async def _live(policy: InterceptPolicy, so_far: list[Finding], patience: float) -> list[Finding]:
     """Real connections through the table in force."""
     if any(finding.name == f"table inet {policy.table}" and finding.detail.startswith("is not") for finding in so_far):
         return [Finding("live path", False, "not tried: no table is in force", START)]
     try:
-        trials = await try_live(policy)
-    except Refused as error:
-        if error.errno != errno.EEXIST:
-            raise
-        return [Finding("live path", False, "not tried: another doctor's probe is under way", "wait, and try again")]
+        trials = await try_live(policy, patience)
+    except (NetfilterError, OSError) as error:
+        if isinstance(error, Refused) and error.errno == errno.EEXIST:
+            return [
+                Finding("live path", False, "not tried: another doctor's probe is under way", "wait, and try again")
+            ]
+        return [Finding("live path", False, f"not tried: {error}", "modprobe veth")]
     broken = [finding for finding in so_far if not finding.ok]
     return [finding for version, trial in trials.items() for finding in _judge(policy, version, trial, broken)]
 

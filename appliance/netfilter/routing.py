@@ -230,4 +230,5 @@ def _route_message(route: Route) -> Any:
 def _explained(error: Refused, doing: str) -> NetfilterError:
     if error.errno in (errno.EPERM, errno.EACCES):
         return PrivilegeMissing(doing)
-    return NetfilterError(f"{doing} failed: {error.strerror}")
+    hint = " (try: ip link set lo up)" if error.errno == errno.ENETDOWN else ""
+    return NetfilterError(f"{doing} failed: {error.strerror}{hint}")

@@ -1,5 +1,6 @@
 """Break one hop of a healthy gateway at a time: the doctor names that hop, and its fix mends it."""
 
+import errno
 import socket
 import subprocess
 import sys
@@ -9,12 +10,17 @@ from pathlib import Path
 import pytest
 
 from appliance.netfilter import doctor
-from appliance.netfilter.doctor import Finding, examine
+from appliance.netfilter.doctor import Finding
+from appliance.netfilter.errors import RulesetRejected
 from appliance.netfilter.interception import Interception
 from appliance.netfilter.namespace import Links, Namespace
 from tests.netfilter.conftest import bound, do, kernel_state, switch
 
 pytestmark = pytest.mark.netns
+
+
+async def examine(policy, *, probe=True):
+    return await doctor.examine(policy, probe=probe, patience=0.5)
 
 
 def broken(findings: list[Finding]) -> dict[str, Finding]:
@@ -49,6 +55,7 @@ async def test_a_healthy_gateway_has_no_findings_and_is_left_as_it_was(healthy, 
         ("sysctl -w net.ipv4.ip_forward=0", "forwarding IPv4", {"forwarded path IPv4"}),
         ("sysctl -w net.ipv6.conf.all.forwarding=0", "forwarding IPv6", {"forwarded path IPv6"}),
         ("ip link set lan0 down", "interface lan0", set()),
+        ("sysctl -w net.ipv4.tcp_syncookies=2", "SYN cookies", {"live path IPv4", "live path IPv6"}),
     ],
 )
 async def test_a_broken_hop_is_named_and_the_printed_fix_mends_it(healthy, policy, sabotage, hop, also):
@@ -176,6 +183,17 @@ async def test_two_doctors_at_once_do_not_disturb_each_other(healthy, policy):
         links.remove("weir-probe")
         links.close()
         far.close()
+
+
+async def test_a_kernel_that_lacks_a_feature_is_told_from_a_gateway_set_up_wrongly(healthy, policy, monkeypatch):
+    async def refuse(policy, patience):
+        raise RulesetRejected("rule 'to the listener, IPv4' of chain divert", errno.ENOENT, "")
+
+    monkeypatch.setattr(doctor, "try_sandbox", refuse)
+    found = broken(await examine(policy))
+    assert set(found) == {"kernel"}
+    assert "'to the listener, IPv4'" in found["kernel"].detail
+    assert found["kernel"].fix.startswith("modprobe")
 
 
 async def test_one_family_alone_is_examined_alone(lab, interception, policy):

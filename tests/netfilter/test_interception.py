@@ -484,6 +484,12 @@ async def test_a_refused_set_up_leaves_nothing_behind(lab, interception, policy,
     assert kernel_state() == before
 
 
+async def test_a_namespace_whose_loopback_is_down_is_told_what_to_do(lab, interception, policy):
+    do("ip link set lo down")
+    with pytest.raises(NetfilterError, match="ip link set lo up"):
+        await interception.up(policy)
+
+
 async def test_a_table_cannot_change_its_name_while_in_force(lab, interception, policy):
     await interception.up(policy)
     with pytest.raises(PolicyError, match="stop first"):
