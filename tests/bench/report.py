@@ -24,6 +24,7 @@ class Line:
     contender: str
     load: str
     values: tuple[float, ...]
+    relayed_rate: float
     per_cpu_second: float
     p99_us: float
     settle_seconds: float
@@ -63,6 +64,7 @@ def lines(samples: Sequence[Sample]) -> list[Line]:
             contender=contender,
             load=load,
             values=tuple(float(getattr(sample, LOADS[load][1])) for sample in group),
+            relayed_rate=statistics.median(sample.relayed_rate for sample in group),
             per_cpu_second=statistics.median(sample.per_cpu_second for sample in group),
             p99_us=statistics.median(sample.p99_us for sample in group),
             settle_seconds=max(sample.settle_seconds for sample in group),
@@ -113,6 +115,7 @@ def document(suite: Suite, samples: Sequence[Sample], machine: dict[str, Any]) -
                 "unit": LOADS[line.load][2],
                 "median": line.median,
                 "values": line.values,
+                "relayed_per_second": round(line.relayed_rate),
                 "requests_per_cpu_second": round(line.per_cpu_second),
                 "p99_us": line.p99_us,
                 "settle_seconds": round(line.settle_seconds, 2),
@@ -140,7 +143,7 @@ def markdown(suite: Suite, samples: Sequence[Sample], machine: dict[str, Any]) -
         those = [line for line in found if line.load == load]
         if those:
             ratio = f"÷ {those[0].contender}"
-            header = (title, unit, ratio, "requests per CPU·s", "p99, µs", "stored", "settled, s")
+            header = (title, unit, ratio, "relayed/s", "requests per CPU·s", "p99, µs", "stored", "settled, s")
             parts.append(_table(header, _rows(those, digits)))
     if floors := verdicts(suite, samples):
         parts.append(_table(("floor", "wanted", "reached", "held"), map(_floor, floors)))
@@ -168,6 +171,7 @@ def _rows(those: Sequence[Line], digits: int) -> Iterable[tuple[str, ...]]:
             line.contender,
             spread + (f"; **{line.errors} errors**" if line.errors else ""),
             f"{line.median / those[0].median:.3g}",
+            f"{line.relayed_rate:,.0f}",
             f"{line.per_cpu_second:,.0f}" if line.per_cpu_second else "–",
             f"{line.p99_us:,.0f}",
             stored,

@@ -150,7 +150,7 @@ def _stay(built: Network, running: Weir, hosts: Path, report: Report) -> None:
             f"""
 [bold]The lab stays up.[/] Look further, as root, from another terminal:
   browse  {api}/api/docs          {api}/api/v1/exchanges?limit=5
-  ask     curl -s '{api}/stats/top-domains'
+  ask     curl -s '{api}/stats/top-domains'          ./run weir flows tail --api {api}
   send    {inside} curl -s http://{NAME}/hello.txt
           {inside} curl -s --socks5-hostname {GATEWAY_V4}:{SOCKS_PORT} http://{NAME}/api/x
           {inside} curl -s -H 'Host: shop.lab' http://{GATEWAY_V4}:{REVERSE_PORT}/hello.txt
