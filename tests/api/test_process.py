@@ -44,10 +44,10 @@ class Running:
 
 
 @asynccontextmanager
-async def running(directory: Path, **more: Any) -> AsyncIterator[Running]:
+async def running(directory: Path, dsn: str | None = None, **more: Any) -> AsyncIterator[Running]:
     settings = ApiSettings(
         bind=(Endpoint("127.0.0.1", 0),),
-        dsn=f"postgresql://weir@/weir?host={directory}",
+        dsn=dsn or f"postgresql://weir@/weir?host={directory}",
         live_socket=directory / "run" / "live.sock",
         **more,
     )
