@@ -18,7 +18,7 @@ from appliance.model.exchange import Exchange
 Turn = tuple[Direction, bytes]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Step:
     """One call: bytes, a hole (``lost`` bytes), or the end of a direction."""
 
@@ -30,6 +30,10 @@ class Step:
     @property
     def size(self) -> int:
         return self.lost or len(self.data)
+
+    def __repr__(self) -> str:
+        what = "close" if self.close else f"lose {self.lost}" if self.lost else repr(self.data)
+        return f"<{self.direction.name} {what}>"
 
 
 @dataclass(frozen=True)

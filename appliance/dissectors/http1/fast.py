@@ -59,7 +59,8 @@ class FastMachine(Machine):
                 missing = self._missing(side, body)
         number = self._next
         unanswered = self._unanswered
-        unanswered.add(_new(Asked, (number, method, "", head_end + len(body.head) + len(body.tail))))
+        kept = head_end + len(body.head) + len(body.tail)
+        unanswered.add(_new(Asked, (number, method, "", kept, self._response.total)))
         if unanswered.too_many:
             unanswered.take_back()
             return None

@@ -144,7 +144,8 @@ class Machine:
         # A client that asks again has its answer: what was lost of it is over.
         response = self._response
         if response.state is SEEK:
-            self._give_up_answers(response.gap, at, events)
+            while self._unanswered and self._unanswered.next.heard < response.total:
+                events.append(self._no_answer(self._unanswered.pop().number, response.gap, at))
         elif response.state is BODY and response.body is not None and response.body.lost:
             self._finish(response, response.total, at, events)
             self._seek(response, response.hole, events)
@@ -206,7 +207,7 @@ class Machine:
             side.report((Flaw("http.host-missing", 0),), side.begun, events)
         if not side.answered and not self._ask(side, at, events):
             side.report((Flaw("http.pipeline-too-deep", 0),), side.begun, events, fatal=True)
-            self._cut(side, side.unfinished, base + after, at, events)
+            self._emit(side, side.unfinished, base + after, at, events)
             self._done(side, at, events)
             return len(data)
         if framing is _NONE or (not length and framing is _LENGTH) or side.method == "CONNECT":
@@ -226,7 +227,7 @@ class Machine:
         else:
             # RFC 9112 §6.3: the server cannot know where this request ends, and neither can we.
             side.report((Flaw("http.framing-unknown", 0, framing.name.lower()),), side.begun, events, fatal=True)
-            self._cut(side, side.unfinished, base + after, at, events)
+            self._emit(side, side.unfinished, base + after, at, events)
             self._done(side, at, events)
             return len(data)
         side.body_at = base + after
@@ -239,7 +240,8 @@ class Machine:
             side.answered = True
             events.append(self._no_answer(side.number, self._response.unfinished, at))
             return True
-        self._unanswered.add(Asked(side.number, side.method, side.fields.upgrade, len(side.head)))
+        heard = self._response.total
+        self._unanswered.add(Asked(side.number, side.method, side.fields.upgrade, len(side.head), heard))
         return not self._unanswered.too_many
 
     def _emit_request(self, side: Side, body: Body, end: int, at: int, missing: int, events: list[Event]) -> None:

@@ -112,13 +112,15 @@ class Side:
 class Asked(NamedTuple):
     """A request that waits for its response, as far as the response's framing depends on it.
 
-    ``size`` is how many bytes of it are kept until then.
+    ``size`` is how many bytes of it are kept until then; ``heard`` how many bytes had come from the server when it
+    was asked.
     """
 
     number: int
     method: str
     upgrade: str
     size: int
+    heard: int
 
 
 class Unanswered:
