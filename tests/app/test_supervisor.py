@@ -57,9 +57,23 @@ def test_a_hang_up_reloads_what_can_change_and_names_what_cannot(weir: Daemon) -
     weir.configure(limits={"max_connections": 77}, logging={"level": "info", "format": "console"})
     weir.process.send_signal(signal.SIGHUP)
     until(lambda: len(weir.events("reloaded")) > seen, "reloaded")
-    said = weir.events("reloaded")[-1]
-    assert said["changed"] == ["limits.max_connections"] and said["needs_restart"] == ["logging.format"]
+    told = weir.events("reloaded")[-1]
+    assert told["changed"] == ["limits.max_connections"] and told["needs_restart"] == ["logging.format"]
+
+
+def test_what_a_reload_changes_is_in_force_for_the_next_connection(weir: Daemon) -> None:
+    weir.configure(limits={"max_connections": 1})
+    assert weir.weir("reload", "--api", f"http://127.0.0.1:{weir.api}").returncode == 0
+
+    def admitted() -> bool:
+        with weir.connect() as first, weir.connect() as second:
+            first.sendall(b"\x05\x01\x00")
+            second.sendall(b"\x05\x01\x00")
+            return [said(first), said(second)] != [b"\x05\x00", b""]
+
+    until(lambda: not admitted(), "only one connection is admitted")
     weir.configure()
+    assert weir.weir("reload", "--api", f"http://127.0.0.1:{weir.api}").returncode == 0
 
 
 def test_a_bad_configuration_is_refused_whole_and_the_old_one_stays(weir: Daemon) -> None:
@@ -132,6 +146,13 @@ def test_a_port_that_is_taken_is_told_and_nothing_stays() -> None:
         assert process.wait(DEADLINE) != 0
         assert f"cannot listen on 127.0.0.1:{weir.port}" in weir.log().splitlines()[-1]
         assert not (weir.home / "state" / "weir.pid").exists()
+
+
+def said(sock: socket.socket) -> bytes:
+    try:
+        return sock.recv(2)
+    except ConnectionResetError:
+        return b""
 
 
 def through(weir: Daemon, origin: socket.socket) -> socket.socket:

@@ -33,6 +33,7 @@ LIVE: tuple[str, ...] = (
     "limits",
     "protocols.bypass_rules",
     "protocols.detection",
+    "api.tokens",
     "engine.timeouts",
     "logging.level",
 )
