@@ -86,6 +86,8 @@ def drop(user: ServiceUser | None, keep: frozenset[int]) -> None:
         os.setresuid(user.uid, user.uid, user.uid)
         _capset(keep)
         _prctl(_PR_SET_KEEPCAPS, 0)
+        # Libraries look below HOME (asyncpg: ~/.postgresql/postgresql.key), and root's home is closed to this user.
+        os.environ["HOME"] = pwd.getpwuid(user.uid).pw_dir
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 

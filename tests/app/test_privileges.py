@@ -16,13 +16,14 @@ from appliance.app.privileges import KEPT, drop, has_capability, service_user
 role, user = sys.argv[1:]
 drop(service_user(user), KEPT[role])
 print(open("/proc/self/status").read())
+import os
+print("home:", os.path.expanduser("~"))
 try:
     socket.socket().setsockopt(socket.SOL_IP, 19, 1)  # IP_TRANSPARENT
     print("transparent: yes")
 except PermissionError:
     print("transparent: no")
 try:
-    import os
     os.setuid(0)
     print("root again: yes")
 except PermissionError:
@@ -56,6 +57,7 @@ def test_a_role_keeps_exactly_its_capabilities_for_good(role: str) -> None:
     assert status["NoNewPrivs"].strip() == "1"
     assert status["transparent"].strip() == ("yes" if role == "relay" else "no")
     assert status["root again"].strip() == "no"
+    assert status["home"].strip() == nobody.pw_dir
 
 
 def test_relays_keep_what_transparent_sockets_and_low_ports_need_and_the_others_nothing() -> None:
