@@ -109,8 +109,12 @@ def parse_response(head: bytes) -> Response | Malformed:
 
 def tokens(fields: tuple[Field, ...], name: bytes) -> set[bytes]:
     """The lower-case members of a comma-separated header, over all its lines."""
-    values = (field.value for field in fields if field.name == name)
-    return {word.strip().lower() for value in values for word in value.split(b",")} - {b""}
+    found: set[bytes] = set()
+    for field in fields:
+        if field.name == name:
+            found.update(word.strip() for word in field.value.lower().split(b","))
+    found.discard(b"")
+    return found
 
 
 def first(fields: tuple[Field, ...], name: bytes) -> bytes | None:

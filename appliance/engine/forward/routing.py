@@ -6,6 +6,7 @@ Pure but for the counts of the balancer: requests in, destinations or an explain
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import NamedTuple, Protocol
 from zlib import crc32
@@ -174,6 +175,12 @@ class Reverse:
 
 def bare_host(authority: bytes) -> str:
     """The host of a Host header or authority as routes compare it: lower case, no port, no trailing dot."""
+    # Longer ones are no host names, and would make the cache a place to fill our memory.
+    return _bare_host(authority) if len(authority) <= 255 else _bare_host.__wrapped__(authority)
+
+
+@lru_cache(maxsize=1024)
+def _bare_host(authority: bytes) -> str:
     text = authority.decode("utf-8", "replace").strip().lower()
     host = text.partition("]")[0].removeprefix("[") if text.startswith("[") else text.partition(":")[0]
     try:
