@@ -83,11 +83,12 @@ def assemble(head: bytes, data: bytes, note: dict[str, Any], stored: bool, probl
     length = int(note.get("length", len(data)))
     codings = ", ".join(value for name, value in headers if name.lower() == "content-encoding")
     decoded: str | None = note.get("decoded")
-    truncated = bool(note) and ("decoded" not in note and len(data) < length or note.get("problem") is not None)
+    truncated = bool(note) and (("decoded" not in note and len(data) < length) or note.get("problem") is not None)
     if decoded is None and codings and kept:
         undone = decode(kept, codings)
         problem = problem or undone.problem
-        if undone.content is not kept:
+        # What is not in that coding at all is shown as it was sent.
+        if undone.content is not kept and (undone.content or undone.complete):
             # The tail of coded content cannot be decoded without what comes before it.
             kept, data, tail, decoded = undone.content, undone.content, 0, codings
             truncated = truncated or not undone.complete

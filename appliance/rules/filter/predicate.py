@@ -134,7 +134,12 @@ def _to_time(value: Any) -> Any:
 
 
 def _to_address(value: Any) -> Any:
-    return ip_address(value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    try:
+        return ip_address(value)
+    except ValueError:
+        return None  # a name that was never resolved; the tables have no address then either
 
 
 def _to_uuid(value: Any) -> Any:
