@@ -1,0 +1,112 @@
+"""Look at Weir's processes from outside: who they are, how much memory they hold, and how to hit one of them."""
+
+import contextlib
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from appliance.tools.lab import LabFailed
+from appliance.tools.lab.processes import wait_until
+from appliance.tools.lab.product import Weir
+
+MIB = 1 << 20
+
+
+def processes(weir: Weir) -> dict[str, dict[str, Any]]:
+    """What the supervisor tells of its children, by name."""
+    told = weir.get("/api/v1/status")["engine"]
+    return {child["name"]: child for child in told["processes"]}
+
+
+def pid_of(weir: Weir, name: str) -> int:
+    """The process id of a child that is ready."""
+    found: list[int] = []
+
+    def look() -> bool:
+        with contextlib.suppress(LabFailed, KeyError):  # an API that is just being started again
+            child = processes(weir)[name]
+            if child["state"] == "ready":
+                found.append(int(child["pid"]))
+        return bool(found)
+
+    wait_until(look, f"{name} was not ready")
+    return found[0]
+
+
+def kill(weir: Weir, name: str) -> int:
+    """SIGKILL to a child; returns once another one is ready in its place, with the new process id."""
+    before = pid_of(weir, name)
+    os.kill(before, signal.SIGKILL)
+    wait_until(lambda: pid_of(weir, name) != before, f"{name} was not started again", 20.0)
+    return pid_of(weir, name)
+
+
+def anonymous_bytes(pid: int) -> int:
+    """Memory that is the process's own: neither files nor the shared ring."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise LookupError(f"process {pid} has no memory")
+
+
+@contextlib.contextmanager
+def stopped(*pids: int) -> Iterator[None]:
+    """SIGSTOP now, SIGCONT when left."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def database_held_down(weir: Weir) -> Iterator[list[int]]:
+    """SIGKILL to the database server, and to each that is started in its place, until left. Yields who was hit.
+
+    The supervisor goes on trying, as it does when a machine's disk or memory keeps killing its database.
+    """
+    over = threading.Event()
+    hit: list[int] = []
+
+    def hunt() -> None:
+        while not over.is_set():
+            for pid in _postmasters(weir):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    hit.append(pid)
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=hunt, name="postgres hunter")
+    thread.start()
+    try:
+        wait_until(lambda: bool(hit), "there was no database to hit")
+        yield hit
+    finally:
+        over.set()
+        thread.join()
+
+
+def _postmasters(weir: Weir) -> list[int]:
+    """Database servers that are direct children of the supervisor."""
+    found = []
+    for pid in weir.namespace.processes():
+        with contextlib.suppress(OSError):
+            name, rest = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)
+            state, parent = rest.split()[:2]
+            if name.endswith("(postgres") and state != "Z" and int(parent) == weir.process.pid:
+                found.append(pid)
+    return found
+
+
+def said(weir: Weir, *levels: str) -> list[dict[str, Any]]:
+    """Weir's log lines, of these levels only if any are named. Raises ``ValueError`` for a line that is no JSON."""
+    lines = [json.loads(line) for line in weir.process.log.read_text().splitlines()]
+    return [line for line in lines if not levels or line["level"] in levels]
