@@ -63,7 +63,7 @@ class Supervisor:
 
     async def _ask(self, name: str, patience: float) -> Any:
         try:
-            return await self._channel.request(name, timeout=patience)
+            return await self._channel.request(name, within=patience)
         except RequestFailed as error:
             if name == "reload":
                 raise

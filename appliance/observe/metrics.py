@@ -51,14 +51,11 @@ BYTES = _declare("relayed_bytes_total", "counter", "Bytes relayed: to_server or 
 DIAL_SECONDS = _declare("dial_seconds", "histogram", "Time to reach a server.", buckets=_FAST)
 CONNECTION_SECONDS = _declare("connection_seconds", "histogram", "How long connections lasted.", buckets=_LONG)
 LIMITED = _declare("limited_total", "counter", "Connections refused by a limit.", "kind")
-LIMITS_TRACKED = _declare("limits_tracked_sources", "gauge", "Client addresses that the limits remember.")
 
 # The tap ring: written by relays, read by inspectors.
 RING_GAP_BYTES = _declare("ring_gap_bytes_total", "counter", "Bytes relayed but not copied: the ring was full.")
 RING_GAP_CHUNKS = _declare("ring_gap_chunks_total", "counter", "Chunks relayed but not copied: the ring was full.")
-RING_SKIPPED_BYTES = _declare("ring_skipped_bytes_total", "counter", "Bytes left out of the copy by the turn cap.")
 RING_FILL = _declare("ring_fill_ratio", "gauge", "Part of the tap ring that is unread, 0 to 1.")
-RING_PAUSES = _declare("ring_pauses_total", "counter", "Times that reading was paused because the ring was full.")
 
 # Understanding, counted by inspectors.
 INSPECTOR_LAG_BYTES = _declare("inspector_lag_bytes", "gauge", "Bytes in the ring that are not yet understood.")
@@ -68,7 +65,7 @@ EXCHANGE_SECONDS = _declare(
     "exchange_seconds", "histogram", "Start of request to end of response.", "protocol", buckets=_FAST
 )
 VIOLATIONS = _declare("violations_total", "counter", "Deviations of peers from their protocol.", "protocol")
-REDACTIONS = _declare("redactions_total", "counter", "Values replaced by tokens before storage.", "detector")
+REDACTED = _declare("redacted_exchanges_total", "counter", "Exchanges with values replaced before storage.")
 
 # Recording.
 ROWS_WRITTEN = _declare("rows_written_total", "counter", "Rows made durable in the database.")
@@ -78,9 +75,7 @@ ROWS_PENDING = _declare("rows_pending", "gauge", "Rows that wait for their batch
 SPOOL_BYTES = _declare("spool_bytes", "gauge", "Bytes in the spool.")
 STORE_UP = _declare("store_up", "gauge", "1 while the database takes rows, 0 while rows are spooled or lost.")
 BODIES_STORED = _declare("bodies_stored_total", "counter", "Bodies stored.")
-BODIES_DEDUPLICATED = _declare("bodies_deduplicated_total", "counter", "Bodies that were stored already.")
 BODY_BYTES = _declare("body_bytes_total", "counter", "Body bytes before (raw) and after (stored) packing.", "stage")
-WRITE_SECONDS = _declare("write_seconds", "histogram", "Time to make one batch durable.", buckets=_FAST)
 
 # The API.
 API_REQUESTS = _declare("api_requests_total", "counter", "Requests answered by the API.", "status_class")

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -52,10 +54,10 @@ def test_label_values_survive_the_key_whatever_they_contain(listener: str, end: 
 def test_label_combinations_beyond_the_bound_are_counted_as_other() -> None:
     registry = Registry()
     for number in range(metrics.MAX_SERIES + 50):
-        registry.add(metrics.REDACTIONS, 1, f"detector-{number}")
+        registry.add(metrics.VIOLATIONS, 1, f"protocol-{number}")
     snapshot = registry.snapshot()
     assert len(snapshot) == metrics.MAX_SERIES + 1
-    assert snapshot["weir_redactions_total|detector=other"] == 50
+    assert snapshot["weir_violations_total|protocol=other"] == 50
     assert sum(snapshot.values()) == metrics.MAX_SERIES + 50
 
 
@@ -69,3 +71,11 @@ def test_an_undeclared_metric_and_missing_labels_are_refused() -> None:
 
 def test_samples_of_unknown_names_are_left_out() -> None:
     assert b"stranger" not in render({"relay-0": {"weir_stranger_total": 1.0, "weir_up": 1.0}})
+
+
+def test_every_declared_metric_is_counted_somewhere() -> None:
+    house = Path(metrics.__file__).parents[1]
+    sources = "".join(file.read_text() for file in house.rglob("*.py"))
+    names = [name for name, value in vars(metrics).items() if isinstance(value, Metric)]
+    assert len(names) == len(metrics.METRICS)
+    assert [name for name in names if f"metrics.{name}" not in sources] == []
