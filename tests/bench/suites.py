@@ -10,7 +10,7 @@ from appliance.tools.lab.namespaces import Namespace, network
 from tests.bench import contenders as c
 from tests.bench.contenders import Contender
 from tests.bench.load import Load
-from tests.bench.measure import LOAD_CPUS, Sample, measure
+from tests.bench.measure import LOAD_CPUS, Sample, measure, warm_up
 from tests.bench.origin import origin
 
 KEEP_ALIVE = Load("keep-alive", "/small", 32)
@@ -103,11 +103,9 @@ def _turn(contender: Contender, loads: tuple[Load, ...], seconds: int, number: i
             _widen_ports(namespace)
         samples = []
         for load in loads:
-            # A second of the same load first: caches, partitions and connections of the store are then as in use.
-            for duration, name in ((1, "warm"), (seconds, "run")):
-                run_name = f"{name}{number}{load.name.replace(' ', '')}"
-                sample = measure(contender, running, built, server, load, duration, run_name, home)
-            samples.append(sample)
+            warm_up(contender, running, built, server, load, home)
+            run_name = f"run{number}{load.name.replace(' ', '')}"
+            samples.append(measure(contender, running, built, server, load, seconds, run_name, home))
         return samples
 
 
