@@ -94,7 +94,7 @@ class Lab:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(1.0):
+            async with asyncio.timeout(5.0):
                 await loop.sock_connect(sock, (target, port))
                 return (await loop.sock_recv(sock, 200)).decode().split("\n")[0]
         except (TimeoutError, OSError) as error:
@@ -127,7 +127,7 @@ class Conversation:
 
     async def echo(self, text: str) -> str:
         self.writer.write(f"{text}\n".encode())
-        async with asyncio.timeout(2.0):
+        async with asyncio.timeout(5.0):
             return (await self.reader.readline()).decode().strip()
 
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.netns
 
 
 async def examine(policy, *, probe=True):
-    return await doctor.examine(policy, probe=probe, patience=0.5)
+    return await doctor.examine(policy, probe=probe, patience=1.0)
 
 
 def broken(findings: list[Finding]) -> dict[str, Finding]:
