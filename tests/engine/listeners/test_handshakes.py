@@ -5,7 +5,7 @@ import struct
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.engine.listeners import connect, socks4, socks5
@@ -113,6 +113,7 @@ def test_what_follows_an_accepted_handshake_is_handed_on_untouched(wire, early) 
 
 
 @pytest.mark.parametrize("make", MAKERS)
+@settings(max_examples=50)
 @given(pieces=st.lists(st.one_of(st.binary(max_size=600), wires), max_size=6))
 def test_no_bytes_make_a_handshake_raise(make, pieces) -> None:
     handshake = make()
