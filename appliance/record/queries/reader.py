@@ -50,12 +50,17 @@ class Reader:
             pool = await self._open()
             async with asyncio.timeout(_CONNECT_SECONDS) as acquiring, pool.acquire() as session:
                 acquiring.reschedule(asyncio.get_running_loop().time() + 2 * _STATEMENT_SECONDS)
-                yield session
+                try:
+                    yield session
+                except asyncpg.InternalClientError:
+                    # asyncpg's own state machine, when a connection dies between two steps of a query.
+                    session.terminate()
+                    raise
         except asyncpg.QueryCanceledError as error:
             raise TookTooLong(f"the query was stopped after {_STATEMENT_SECONDS} s") from error
         except asyncpg.UndefinedTableError as error:
             raise StoreAway("the tables are not there yet") from error
-        except (OSError, asyncpg.InterfaceError, *_REFUSALS) as error:
+        except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError, *_REFUSALS) as error:
             raise StoreAway(getattr(error, "strerror", None) or str(error) or "it does not answer") from error
 
     async def check(self) -> None:

@@ -1,6 +1,7 @@
 """What is a filter, what is not, and how the difference is told."""
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -197,6 +198,25 @@ def test_any_text_is_a_filter_or_a_filter_error(text: str) -> None:
             assert str(error)
         else:
             assert matches(RECORD if fields is EXCHANGES else {}) in (True, False)
+
+
+def test_the_examples_of_the_documentation_are_filters() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "filter-language.md").read_text()
+    examples = [line for line in text.split("```")[1].split("\n") if line]
+    assert len(examples) == 3
+    for example in examples:
+        parse(example, EXCHANGES, NOW)
+    mistake = text.split("## Mistakes")[1].split("```")[1].strip()
+    with pytest.raises(FilterError) as caught:
+        parse(mistake.split("\n")[1].strip(), EXCHANGES, NOW)
+    assert str(caught.value) == mistake
+
+
+def test_every_field_is_documented() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "filter-language.md").read_text()
+    for fields in (EXCHANGES, CONNECTIONS):
+        for name in fields.names:
+            assert f"`{name}`" in text, name
 
 
 def test_connections_answer_to_the_names_of_exchanges_too() -> None:
