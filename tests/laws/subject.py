@@ -11,6 +11,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from appliance.dissectors import registry
+from appliance.dissectors._template import SPEC as TEMPLATE
 from appliance.dissectors.kit.spec import Capture, Dissector, Event, Fold, ProtocolSpec
 from appliance.model.direction import TO_CLIENT, TO_SERVER, Direction
 from appliance.model.exchange import Exchange
@@ -57,8 +58,8 @@ class Subject:
 
 
 def subjects() -> list[Subject]:
-    """One for each registered protocol; a protocol without one is an error."""
-    return [_subject_of(spec) for spec in registry.load()]
+    """One for each registered protocol, and one for the template that new ones start from."""
+    return [_subject_of(spec) for spec in (*registry.load(), TEMPLATE)]
 
 
 def _subject_of(spec: ProtocolSpec) -> Subject:
