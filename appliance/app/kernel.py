@@ -1,5 +1,6 @@
 """The supervisor's hold on the kernel: interception by the document, put up last and taken away first."""
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from appliance.app import wiring
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from appliance.netfilter.interception import Interception
 
 log = get_logger("kernel")
+
+_RETRY = 2.0  # seconds
 
 
 class Kernel:
@@ -54,6 +57,15 @@ class Kernel:
         else:
             await self._interception.replace(policy)
             log.info("interception replaced", interfaces=list(policy.interfaces), ports=policy.ports)
+
+    async def keep(self) -> None:
+        """Put back what others take away, until cancelled."""
+        while self._interception is not None:
+            try:
+                await self._interception.keep()
+            except NetfilterError as error:
+                log.error("interception could not be put back; trying again", error=str(error))
+                await asyncio.sleep(_RETRY)
 
     async def down(self) -> None:
         """Take the rules away. What the kernel refuses is logged: we are on our way out."""

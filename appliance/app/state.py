@@ -45,8 +45,8 @@ class StateDirectory:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give the directory back."""
-        self._places.lock.unlink(missing_ok=True)
+        """Give the directory back. The file stays, empty: if it were removed, two could hold a lock on two of them."""
+        os.ftruncate(self._lock, 0)
         os.close(self._lock)
 
     def prepare(self, user: ServiceUser | None) -> None:

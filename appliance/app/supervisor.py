@@ -60,6 +60,7 @@ class Supervisor:
         self._children: list[Child] = []
         self._database: Database | None = None
         self._kernel: Kernel | None = None
+        self._keeping: asyncio.Task[None] | None = None
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._reloading = asyncio.Lock()
@@ -93,6 +94,8 @@ class Supervisor:
         Answers ``changed`` and ``needs_restart`` (keys) and ``warnings``. Raises ``ReloadFailed``: nothing changed.
         """
         async with self._reloading:
+            if self._stop.is_set():
+                raise ReloadFailed("weir is stopping")
             self._manager.reloading()
             try:
                 return await self._reload()
@@ -101,7 +104,8 @@ class Supervisor:
                 log.error("reload refused; the old configuration stays in force", errors=str(error).splitlines())
                 raise
             finally:
-                self._manager.ready(self._summary())
+                if self._serving:
+                    self._manager.ready(self._summary())
 
     async def _reload(self) -> dict[str, Any]:
         loaded = await asyncio.to_thread(self._reread)
@@ -188,6 +192,7 @@ class Supervisor:
             raise TookTooLong(f"{', '.join(late)}: not ready after {START_TIMEOUT:.0f} s") from None
         if self._kernel is not None:
             await self._kernel.up(self._document)
+            self._keeping = group.create_task(self._kernel.keep(), name="interception")
         self._serving = True
         self._manager.ready(self._summary())
         log.info("ready", mode=self._document.proxy.mode, listeners=self._bound(), pid=os.getpid())
@@ -198,6 +203,8 @@ class Supervisor:
         self._manager.stopping("draining connections")
         drain = self._document.engine.timeouts.drain
         log.info("stopping", drain=drain)
+        if self._keeping is not None:
+            self._keeping.cancel()
         if self._kernel is not None:
             await self._kernel.down()
         hurrying = asyncio.create_task(self._kill_when_hurried(), name="hurry")

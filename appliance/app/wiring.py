@@ -104,6 +104,15 @@ def workers(document: Document) -> int:
     return max(1, (os.cpu_count() or 1) // 2) if chosen == "auto" else chosen
 
 
+def check(document: Document) -> None:
+    """Build everything once. Raises ``ValueError`` for what a package refuses although the document allows it."""
+    relay(document)
+    inspect(document)
+    record(document)
+    embedded(document, None)
+    api(document)
+
+
 def relay(document: Document) -> RelaySettings:
     """What each relay obeys."""
     proxy, timeouts, tap = document.proxy, document.engine.timeouts, document.engine.tap

@@ -18,7 +18,7 @@ def test_a_state_directory_is_locked_and_tells_who_uses_it(tmp_path: Path) -> No
         with pytest.raises(AppError, match=rf"in use by another weir .process {os.getpid()}"), StateDirectory(places):
             pass
         assert running(places) == os.getpid()
-    assert running(places) is None and not places.lock.exists()
+    assert running(places) is None and places.lock.read_text() == ""
 
 
 def test_a_killed_daemon_s_lock_file_is_no_obstacle(tmp_path: Path) -> None:

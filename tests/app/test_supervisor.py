@@ -100,7 +100,7 @@ def test_it_stops_cleanly_on_sigterm_and_leaves_no_process_and_no_lock(weir: Dae
     assert len(children) == 4  # and the database
     assert weir.stop() == 0, weir.log()
     assert not any(Path(f"/proc/{pid}").exists() for pid in children)
-    assert not (weir.home / "state" / "weir.pid").exists()
+    assert (weir.home / "state" / "weir.pid").read_text() == ""
     with pytest.raises(ConnectionRefusedError):
         weir.connect()
     assert "Traceback" not in weir.log()
@@ -145,7 +145,7 @@ def test_a_port_that_is_taken_is_told_and_nothing_stays() -> None:
         process = weir.start()
         assert process.wait(DEADLINE) != 0
         assert f"cannot listen on 127.0.0.1:{weir.port}" in weir.log().splitlines()[-1]
-        assert not (weir.home / "state" / "weir.pid").exists()
+        assert (weir.home / "state" / "weir.pid").read_text() == ""
 
 
 def said(sock: socket.socket) -> bytes:

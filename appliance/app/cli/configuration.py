@@ -3,6 +3,7 @@
 import asyncio
 from pathlib import Path
 
+from appliance.app import wiring
 from appliance.app.cli.output import Format, as_json, complain, emit, show_list
 from appliance.app.config import Document, Loaded, Problem, load
 from appliance.app.config import reference as documentation
@@ -64,14 +65,9 @@ def schema() -> None:
 
 def doctor(files: list[Path], settings: list[str], output: Format, *, probe: bool) -> None:
     """Examine the intercepted path; raises with exit code 4 when a hop is broken."""
-    from appliance.app import wiring
     from appliance.netfilter.doctor import examine
-    from appliance.netfilter.errors import PolicyError
 
-    try:
-        policy = wiring.intercept(document(files, settings))
-    except PolicyError as error:
-        raise ConfigurationFailed(f"proxy.transparent: {error}") from error
+    policy = wiring.intercept(document(files, settings))
     if policy is None:
         raise AppError(
             "nothing is intercepted with this configuration (proxy.mode transparent or hybrid; --config FILE)"

@@ -1,6 +1,7 @@
 """What must hold between keys: each rule looks at a whole document and says what contradicts what."""
 
 import ipaddress
+import os
 from collections.abc import Callable, Iterator
 
 from appliance.app.config.document import Document
@@ -11,6 +12,9 @@ Finding = tuple[str, str]  # key, message
 MIN_TOKEN = 16
 # Linux: a user name is bounded by utmp (useradd(8)).
 _MAX_USER = 32
+# struct sockaddr_un holds 107 bytes and a zero (unix(7)); this is the longest that we put below the state directory.
+_SOCKET_PATH = 107
+_LONGEST_SOCKET = "postgres/run/.s.PGSQL.5432"
 
 
 def check(document: Document) -> list[Finding]:
@@ -159,11 +163,14 @@ def _storage(document: Document) -> Iterator[Finding]:
 
 
 def _state_dir(document: Document) -> Iterator[Finding]:
-    if not document.state_dir.is_absolute():
-        yield (
-            "state_dir",
-            f"{str(document.state_dir)!r} is relative: what would it be relative to when a service starts?",
-        )
+    directory = document.state_dir
+    if not directory.is_absolute():
+        yield "state_dir", f"{str(directory)!r} is relative: what would it be relative to when a service starts?"
+    if "\0" in str(directory):
+        yield "state_dir", "has a zero byte"
+    longest = len(os.fsencode(directory / _LONGEST_SOCKET))
+    if longest > _SOCKET_PATH:
+        yield "state_dir", f"is {longest - _SOCKET_PATH} bytes too long: sockets below it could not be opened (unix(7))"
 
 
 RULES: tuple[Callable[[Document], Iterator[Finding]], ...] = (

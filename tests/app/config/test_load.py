@@ -215,6 +215,7 @@ def test_references_in_transformations_are_not_needed_until_a_rule_is_applied(tm
         ("api: {bind_address: '[::]:8088'}", "api.bind_address", "api.tokens"),
         ("api: {tokens: [short]}", "api.tokens[0]", "at least 16"),
         ("state_dir: here", "state_dir", "relative"),
+        (f"state_dir: /{'d' * 90}", "state_dir", "bytes too long"),
         ("proxy: {bind_address: 'example.com:1'}", "proxy.bind_address", "is a name"),
         ("proxy: {socks: {allow: [1.2.3.4/99]}}", "proxy.socks.allow[0]", "not a network"),
     ],
