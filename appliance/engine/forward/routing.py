@@ -145,7 +145,7 @@ class Reverse:
         self._open[chosen] += 1
         target = stripped(path, chosen.path_prefix) if chosen.strip_prefix and chosen.path_prefix else path
         return Destination(
-            chosen.upstream, chosen.use_tls, target, host or None, authority if uri else None, route=chosen
+            chosen.upstream, chosen.use_tls, target, domain_of(authority), authority if uri else None, route=chosen
         )
 
     def release(self, destination: Destination) -> None:
@@ -175,18 +175,29 @@ class Reverse:
 
 def bare_host(authority: bytes) -> str:
     """The host of a Host header or authority as routes compare it: lower case, no port, no trailing dot."""
+    return _host(authority)[0]
+
+
+def domain_of(authority: bytes) -> str | None:
+    """The same when it is a name; None for an address and for nothing."""
+    host, is_name = _host(authority)
+    return host if is_name else None
+
+
+def _host(authority: bytes) -> tuple[str, bool]:
     # Longer ones are no host names, and would make the cache a place to fill our memory.
-    return _bare_host(authority) if len(authority) <= 255 else _bare_host.__wrapped__(authority)
+    return _cached_host(authority) if len(authority) <= 255 else _cached_host.__wrapped__(authority)
 
 
 @lru_cache(maxsize=1024)
-def _bare_host(authority: bytes) -> str:
+def _cached_host(authority: bytes) -> tuple[str, bool]:
     text = authority.decode("utf-8", "replace").strip().lower()
     host = text.partition("]")[0].removeprefix("[") if text.startswith("[") else text.partition(":")[0]
     try:
-        return str(ip_address(host))
+        return str(ip_address(host)), False
     except ValueError:
-        return host.rstrip(".")
+        name = host.rstrip(".")
+        return name, bool(name)
 
 
 def stripped(path: bytes, prefix: str) -> bytes:

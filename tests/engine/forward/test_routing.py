@@ -5,7 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.engine.forward.head import Request, parse_request
-from appliance.engine.forward.routing import AbsoluteForm, Destination, Refusal, Reverse, bare_host, parse_uri, stripped
+from appliance.engine.forward.routing import (
+    AbsoluteForm,
+    Destination,
+    Refusal,
+    Reverse,
+    bare_host,
+    domain_of,
+    parse_uri,
+    stripped,
+)
 from appliance.engine.settings import DirectHttpSettings, Route
 from appliance.model.endpoint import Endpoint
 
@@ -167,3 +176,4 @@ def test_no_host_makes_it_raise(authority) -> None:
 )
 def test_hosts_are_compared_bare(authority, host) -> None:
     assert bare_host(authority) == host
+    assert domain_of(authority) == (host if host.endswith("example") else None)
