@@ -5,7 +5,7 @@ Named tuples: one of each is made per exchange.
 
 from typing import NamedTuple
 
-from appliance.dissectors.http1.frames import Fields
+from appliance.dissectors.http1.fields import Fields
 from appliance.model.direction import TO_CLIENT, TO_SERVER, Direction
 from appliance.model.exchange import Body, Missing
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from appliance.dissectors.http1.events import UNANSWERED, Request, Response
-from appliance.dissectors.http1.frames import domain_of_authority, domain_of_target
+from appliance.dissectors.http1.fields import domain_of_authority, domain_of_target
 from appliance.dissectors.http1.side import NO_FIELDS
 from appliance.dissectors.kit.content import format_of
 from appliance.dissectors.kit.spec import Event

@@ -10,7 +10,7 @@ from typing import Final
 
 from appliance.dissectors.http1 import frames
 from appliance.dissectors.http1.events import Request, Response
-from appliance.dissectors.http1.frames import Framing
+from appliance.dissectors.http1.fields import MAX_CACHED_BLOCK, Framing, request_fields, response_fields
 from appliance.dissectors.http1.machine import START, Machine
 from appliance.dissectors.http1.side import Asked
 from appliance.dissectors.kit.body import whole
@@ -46,9 +46,9 @@ class FastMachine(Machine):
         head_end = data.find(b"\r\n\r\n", line.end() - 2) + 2
         raw_method, target, minor = line.groups()
         method = frames.METHODS.get(raw_method)
-        if head_end < 2 or head_end > frames.MAX_CACHED_BLOCK or minor != b"1" or method is None or method == "CONNECT":
+        if head_end < 2 or head_end > MAX_CACHED_BLOCK or minor != b"1" or method is None or method == "CONNECT":
             return None
-        fields = frames.request_fields(data[line.end() : head_end])
+        fields = request_fields(data[line.end() : head_end])
         size = len(data)
         if not fields.plain or size != head_end + 2 + fields.length:
             return None
@@ -96,9 +96,9 @@ class FastMachine(Machine):
             return None
         head_end = data.find(b"\r\n\r\n", line.end() - 2) + 2
         minor, raw_status, reason = line.groups()
-        if head_end < 2 or head_end > frames.MAX_CACHED_BLOCK or minor != b"1":
+        if head_end < 2 or head_end > MAX_CACHED_BLOCK or minor != b"1":
             return None
-        fields = frames.response_fields(data[line.end() : head_end])
+        fields = response_fields(data[line.end() : head_end])
         size = len(data)
         status = int(raw_status)
         if (

@@ -7,6 +7,7 @@ framing is broken for good. ``lose`` tells it that bytes were not seen; it answe
 from typing import Final
 
 from appliance.dissectors.http1 import frames
+from appliance.dissectors.http1.fields import trailer_flaws
 from appliance.dissectors.http1.frames import Flaw
 from appliance.dissectors.kit.body import Accumulator
 from appliance.dissectors.kit.spec import Capture
@@ -204,7 +205,7 @@ class ChunkedBody:
                 self._fail("http.trailers-too-large", at, "")
 
     def _trailer_flaws(self) -> list[Flaw]:
-        return frames.trailer_flaws(bytes(self._trailers)) if self._trailers else []
+        return trailer_flaws(bytes(self._trailers)) if self._trailers else []
 
     def _fail(self, kind: str, at: int, detail: str) -> None:
         self.flaws.append(Flaw(kind, at, detail))

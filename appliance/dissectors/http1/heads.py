@@ -4,6 +4,7 @@ from enum import Enum
 from typing import Final
 
 from appliance.dissectors.http1 import frames
+from appliance.dissectors.http1.fields import request_fields, response_fields
 from appliance.dissectors.http1.frames import METHODS, Flaw, StartLine
 from appliance.dissectors.http1.side import Side
 from appliance.dissectors.kit.spec import Event
@@ -31,7 +32,7 @@ def take_strict(side: Side, data: bytes, position: int, blank: int, base: int, e
         if match is None:
             return False
         line_end = match.end()
-        fields = frames.request_fields(data[line_end : blank + 2])
+        fields = request_fields(data[line_end : blank + 2])
         if not fields.lines_end_well:
             return False  # the head may end earlier
         method, target, minor = match.groups()
@@ -46,7 +47,7 @@ def take_strict(side: Side, data: bytes, position: int, blank: int, base: int, e
         if match is None:
             return False
         line_end = match.end()
-        fields = frames.response_fields(data[line_end : blank + 2])
+        fields = response_fields(data[line_end : blank + 2])
         if not fields.lines_end_well:
             return False
         minor, status, reason = match.groups()
@@ -164,5 +165,5 @@ def _start_line(side: Side, line: bytes) -> StartLine:
 
 def _read_fields(side: Side, block: bytes, at: int, events: list[Event]) -> None:
     request = side.direction is TO_SERVER
-    side.fields = frames.request_fields(block) if request else frames.response_fields(block)
+    side.fields = request_fields(block) if request else response_fields(block)
     side.report(side.fields.flaws, side.begun + at, events)

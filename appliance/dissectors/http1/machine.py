@@ -13,7 +13,8 @@ from typing import Final
 
 from appliance.dissectors.http1 import frames, heads
 from appliance.dissectors.http1.events import UNANSWERED, Request, Response
-from appliance.dissectors.http1.frames import Flaw, Framing
+from appliance.dissectors.http1.fields import MAX_CACHED_BLOCK, Framing
+from appliance.dissectors.http1.frames import Flaw
 from appliance.dissectors.http1.framing import ChunkedBody, FixedBody, OpenBody
 from appliance.dissectors.http1.heads import Outcome
 from appliance.dissectors.http1.side import NO_FIELDS, Asked, Side, State, Unanswered
@@ -114,7 +115,7 @@ class Machine:
                     if blank < 0:
                         blank = size
                 # Long heads go the patient way, so that a long piece is not read again for each of its messages.
-                short = blank < size and blank - position < frames.MAX_CACHED_BLOCK
+                short = blank < size and blank - position < MAX_CACHED_BLOCK
                 if short and heads.take_strict(side, data, position, blank, base, events):
                     position = self._act(side, data, blank + 4, base, at, events)
                     continue

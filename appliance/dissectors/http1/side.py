@@ -6,7 +6,8 @@ from enum import Enum
 from typing import Final, NamedTuple
 
 from appliance.dissectors.http1.events import UNANSWERED
-from appliance.dissectors.http1.frames import Fields, Flaw
+from appliance.dissectors.http1.fields import Fields
+from appliance.dissectors.http1.frames import Flaw
 from appliance.dissectors.http1.framing import ChunkedBody, FixedBody, OpenBody
 from appliance.dissectors.kit.spec import Event, Violation
 from appliance.model.direction import TO_SERVER, Direction
