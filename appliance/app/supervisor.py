@@ -315,8 +315,13 @@ class Supervisor:
         inspectors = [child for child in self._children if child.role == "inspector"]
         ready = [child for child in inspectors if child.state is State.READY]
         up = all(child.metrics.get(metrics.STORE_UP.name, 1.0) for child in ready)
-        detail = f"{len(ready)} of {len(inspectors)} inspectors, database {'up' if up else 'away: rows are spooled'}"
-        return {"ok": bool(ready), "detail": detail}
+        losing = any(child.metrics.get(metrics.STORE_LOSING.name, 0.0) for child in ready)
+        lost = sum(child.metrics.get(metrics.ROWS_LOST.name, 0.0) for child in inspectors)
+        state = "up" if up else "away, the spool takes no more: rows are lost" if losing else "away: rows are spooled"
+        detail = f"{len(ready)} of {len(inspectors)} inspectors, database {state}"
+        if lost:
+            detail += f"; {lost:.0f} rows lost since their start"
+        return {"ok": bool(ready) and not losing, "detail": detail}
 
 
 def _as_app_error(error: BaseException) -> AppError:

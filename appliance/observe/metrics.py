@@ -74,6 +74,7 @@ ROWS_LOST = _declare("rows_lost_total", "counter", "Rows that could neither be s
 ROWS_PENDING = _declare("rows_pending", "gauge", "Rows that wait for their batch.")
 SPOOL_BYTES = _declare("spool_bytes", "gauge", "Bytes in the spool.")
 STORE_UP = _declare("store_up", "gauge", "1 while the database takes rows, 0 while rows are spooled or lost.")
+STORE_LOSING = _declare("store_losing", "gauge", "1 while the database is away and the spool takes no more.")
 BODIES_STORED = _declare("bodies_stored_total", "counter", "Bodies stored.")
 BODY_BYTES = _declare("body_bytes_total", "counter", "Body bytes before (raw) and after (stored) packing.", "stage")
 

@@ -7,12 +7,15 @@ test does to them, leaving takes down every process that lives in the namespaces
 
 import contextlib
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from appliance.record.embedded import Cluster
+from appliance.record.settings import EmbeddedSettings
 from appliance.tools.lab import namespaces, origins, product
 from appliance.tools.lab.namespaces import ORIGIN_V4, ORIGIN_V6, Network
 from appliance.tools.lab.origins import NAME, EchoOrigin, HttpOrigin
@@ -36,9 +39,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory that the service user and the origin's workers may enter."""
-    path = tmp_path_factory.mktemp("lab")
-    for folder in (path, *path.parents[:2]):
-        folder.chmod(0o755)
+    return _enterable(tmp_path_factory.mktemp("lab"))
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database cluster that never ran, to be copied: making one takes seconds."""
+    path = _enterable(tmp_path_factory.mktemp("cluster")) / "postgres"
+    Cluster(EmbeddedSettings(directory=path, user=product.SERVICE_USER)).prepare()
     return path
 
 
@@ -69,14 +77,14 @@ def echo(network: Network) -> Iterator[EchoOrigin]:
 
 
 @pytest.fixture
-def start_weir(network: Network, home: Path, hosts: Path, request: pytest.FixtureRequest) -> Iterator[StartWeir]:
+def start_weir(
+    network: Network, home: Path, hosts: Path, cluster: Path, request: pytest.FixtureRequest
+) -> Iterator[StartWeir]:
     """Start the product in the gateway: ``start_weir(**sections)``, each of which replaces the lab's section."""
     with contextlib.ExitStack() as stack:
 
         def begin(**sections: Any) -> Weir:
-            place = home / f"{request.node.name[:24]}-{len(list(home.iterdir()))}"
-            place.mkdir()
-            place.chmod(0o755)
+            place = make_place(home / f"{request.node.name[:24]}-{len(list(home.iterdir()))}", cluster)
             document = product.configuration(place / "state") | sections
             return stack.enter_context(product.weir(network.gateway, place, document, hosts=hosts))
 
@@ -84,9 +92,23 @@ def start_weir(network: Network, home: Path, hosts: Path, request: pytest.Fixtur
 
 
 @pytest.fixture(scope="module")
-def weir(network: Network, home: Path, hosts: Path) -> Iterator[Weir]:
-    place = home / "shared"
-    place.mkdir()
-    place.chmod(0o755)
+def weir(network: Network, home: Path, hosts: Path, cluster: Path) -> Iterator[Weir]:
+    place = make_place(home / "shared", cluster)
     with product.weir(network.gateway, place, hosts=hosts) as running:
         yield running
+
+
+def make_place(place: Path, cluster: Path) -> Path:
+    """A directory for one Weir, its database cluster made already."""
+    place.mkdir()
+    place.chmod(0o755)
+    state = place / "state"
+    state.mkdir(mode=0o750)
+    subprocess.run(["cp", "-a", str(cluster), str(state / "postgres")], check=True)
+    return place
+
+
+def _enterable(path: Path) -> Path:
+    for folder in (path, *path.parents[:2]):
+        folder.chmod(0o755)
+    return path

@@ -22,6 +22,7 @@ from appliance.tools.lab.processes import eventually
 from appliance.tools.lab.product import Weir
 from tests.netns import bulk, roads, vitals
 from tests.netns.bulk import BulkOrigin, Transfer
+from tests.netns.conftest import make_place
 from tests.netns.load import until
 from tests.netns.roads import ROADS, Road
 from tests.netns.vitals import MIB
@@ -39,10 +40,8 @@ by_tunnels = pytest.mark.parametrize("road", ROADS[:5], ids=[road.name for road 
 
 
 @pytest.fixture(scope="module")
-def weir(network: Network, home: Path, hosts: Path) -> Iterator[Weir]:
-    place = home / "fidelity"
-    place.mkdir()
-    place.chmod(0o755)
+def weir(network: Network, home: Path, hosts: Path, cluster: Path) -> Iterator[Weir]:
+    place = make_place(home / "fidelity", cluster)
     document = product.configuration(place / "state")
     for namespace in network.namespaces:
         namespace.call(_small_buffers)

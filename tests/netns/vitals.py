@@ -54,6 +54,11 @@ def anonymous_bytes(pid: int) -> int:
     raise LookupError(f"process {pid} has no memory")
 
 
+def total(weir: Weir, name: str) -> float:
+    """A metric, summed over processes and labels."""
+    return sum(value for sample, value in weir.metrics().items() if sample.partition("{")[0] == name)
+
+
 @contextlib.contextmanager
 def stopped(*pids: int) -> Iterator[None]:
     """SIGSTOP now, SIGCONT when left."""

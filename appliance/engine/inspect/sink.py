@@ -55,6 +55,7 @@ class RecordingSink:
         registry.set(metrics.SPOOL_BYTES, stats.spool_bytes)
         registry.set(metrics.STORE_UP, self._recorder.state is State.DATABASE)
         registry.set(metrics.REDACTED, stats.redacted)
+        registry.set(metrics.STORE_LOSING, self._recorder.state is State.LOSING)
         registry.set(metrics.BODIES_STORED, stats.bodies)
         registry.set(metrics.BODY_BYTES, stats.body_bytes, "raw")
         registry.set(metrics.BODY_BYTES, stats.body_bytes_stored, "stored")

@@ -141,8 +141,8 @@ def weir(
 ) -> Iterator[Weir]:
     """Start Weir in the namespace and hand it over once ``GET /ready`` says so; stop it when left.
 
-    ``home`` receives its configuration, its log and its state; ``timeout`` is how long it may take to be ready (the
-    first start makes a database cluster).
+    ``home`` receives its configuration, its log and its state (one that is there already is taken up); ``timeout`` is
+    how long it may take to be ready (the first start makes a database cluster).
     """
     state = home / "state"
     _make_for_service_user(state)
@@ -160,7 +160,7 @@ def weir(
 
 
 def _make_for_service_user(state: Path) -> None:
-    state.mkdir(parents=True)
+    state.mkdir(parents=True, exist_ok=True)
     state.chmod(0o750)
     if os.geteuid() == 0:
         with contextlib.suppress(KeyError):  # no such user: Weir itself says what to do
