@@ -31,7 +31,7 @@ def until(holds: Callable[[], Any], what: str) -> Any:
     end = time.monotonic() + DEADLINE
     while not (found := holds()):
         assert time.monotonic() < end, f"never came true: {what}"
-        time.sleep(0.05)
+        time.sleep(0.1)
     return found
 
 
