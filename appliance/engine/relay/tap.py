@@ -112,17 +112,17 @@ class CountingTap:
 class TapLine:
     """One connection's part of the ring.
 
-    ``on_pause(True)`` is called when reading must stop until there is room (``on_overload: pause``), then
-    ``on_pause(False)``. Control records are never lost: while the ring has no room they wait here, and what must
+    ``on_pause(True)`` is called when reading must stop until there is room (``on_overload: pause``), at once when that
+    is so already, then ``on_pause(False)``. Control records are never lost: while the ring has no room they wait here, and what must
     come after them waits too, or is counted as missing.
     """
 
-    __slots__ = ("_backlog", "_closed", "_slot", "connection", "directions", "on_pause", "tap")
+    __slots__ = ("_backlog", "_closed", "_on_pause", "_slot", "connection", "directions", "tap")
 
     def __init__(self, tap: "Tap", connection: Connection) -> None:
         self.tap = tap
         self.connection = connection
-        self.on_pause: Callable[[bool], None] | None = None
+        self._on_pause: Callable[[bool], None] | None = None
         self._backlog: deque[tuple[int, bytes, int]] = deque()
         self._closed = False
         self._slot = tap.enter(connection)
@@ -136,6 +136,17 @@ class TapLine:
             self.directions = (up, down)
         if self._slot is not None:
             self.control(self._slot << 1, b"", OPEN)
+
+    @property
+    def on_pause(self) -> Callable[[bool], None] | None:
+        """Who stops reading while the ring has no room."""
+        return self._on_pause
+
+    @on_pause.setter
+    def on_pause(self, on_pause: Callable[[bool], None] | None) -> None:
+        self._on_pause = on_pause
+        if on_pause is not None and self._backlog and self.tap.settings.on_overload == "pause":
+            on_pause(True)  # the ring was full when the connection was opened
 
     def copy(self, direction: Direction, data: bytes) -> None:
         """Copy a chunk that was forwarded. The pump calls the direction's own ``copy`` instead."""
@@ -152,6 +163,8 @@ class TapLine:
         """The connection is over. ``closed.missing`` is filled in here, the rest is taken as given."""
         for direction in self.directions:
             direction.end_turn()
+            if direction.missing:
+                direction.end()  # declares the hole while the slot is still ours
         if self._slot is None:
             return
         missing = self.directions[0].missing + self.directions[1].missing
@@ -183,8 +196,8 @@ class TapLine:
                 direction.put = self.tap.put
         if self._closed:
             self._leave()
-        elif self.on_pause:
-            self.on_pause(False)
+        elif self._on_pause:
+            self._on_pause(False)
         return True
 
     def _wait(self, stream: int, data: bytes, kind: int) -> None:
@@ -195,8 +208,8 @@ class TapLine:
             if isinstance(direction, TurnTap):
                 direction.put = self._put_behind
         self.tap.wait(self)
-        if self.on_pause and self.tap.settings.on_overload == "pause":
-            self.on_pause(True)
+        if self._on_pause and self.tap.settings.on_overload == "pause":
+            self._on_pause(True)
 
     def _put_behind(self, stream: int, data: "bytes | memoryview", kind: int) -> bool:
         """Stand in for the ring's ``put`` while records of this line wait."""
@@ -205,6 +218,7 @@ class TapLine:
             return True
         last_stream, payload, last_kind = self._backlog[-1]
         missing = len(data)
+        self.tap.ring.count_dropped(missing)
         if last_kind == HOLE and last_stream == stream:
             missing += HOLE_PAYLOAD.unpack(payload)[0]
             self._backlog.pop()

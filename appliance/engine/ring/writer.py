@@ -74,6 +74,11 @@ class RingWriter:
         """Chunks and bytes that found the ring full."""
         return self._map.words[W_DROPPED], self._map.words[W_DROPPED_BYTES]
 
+    def count_dropped(self, length: int) -> None:
+        """Count a chunk that was not even offered, because records before it still wait for room."""
+        self._map.words[W_DROPPED] += 1
+        self._map.words[W_DROPPED_BYTES] += length
+
     def take_slot(self, connection: Connection) -> int | None:
         """Enter a connection into the table; its slot, or None when every slot is in use."""
         if self._resting and self._resting[0][0] <= self._map.words[W_TAIL]:

@@ -169,3 +169,56 @@ async def test_overload_with_pause_stops_reading_and_loses_nothing(tmp_path: Pat
         number.to_bytes(4, "big") * 250 for number in range(sent)
     ]
     assert [kind for kind, _, _ in got if kind != DATA] == [OPEN, CLOSE]
+
+
+async def test_bytes_that_wait_behind_a_control_record_are_counted_too(tmp_path: Path) -> None:
+    mine = tap(tmp_path, ring_bytes=128 * 1024, turn_head=1 << 30)
+    reader = RingReader(mine.ring.path)
+    line = mine.open(connection())
+    while mine.put(0, b"", ROUTE):  # until not even the room for control records is left
+        pass
+    line.reroute(Endpoint("198.51.100.1", 81), None)
+    line.copy(TO_SERVER, b"x" * 1000)
+    line.copy(TO_CLIENT, b"y" * 500)
+    assert mine.ring.dropped == (2, 1500)
+    line.close(CLOSED)
+    got = []
+    while not got or got[-1][0] != CLOSE:
+        got += records(reader)
+        reader.release(reader.position)
+        await asyncio.sleep(0.002)
+    holes = [(where, HOLE_PAYLOAD.unpack(data)[0]) for kind, where, data in got if kind == HOLE]
+    assert holes == [(TO_SERVER, 1000), (TO_CLIENT, 500)]
+    assert msgspec.msgpack.decode(got[-1][2], type=Closed).missing == 1500
+
+
+def test_what_one_connection_lost_is_not_declared_on_the_next_in_its_slot(tmp_path: Path) -> None:
+    mine = tap(tmp_path, ring_bytes=256 * 1024, slots=1, turn_head=1 << 30)
+    reader = RingReader(mine.ring.path)
+    first = mine.open(connection())
+    while not first.directions[TO_CLIENT].missing:
+        first.copy(TO_CLIENT, b"x" * 1000)
+    first.close(CLOSED)  # a reset: neither direction said that it ended
+    kinds = [(kind, where) for kind, where, _ in records(reader)]
+    assert kinds[-3:] == [(HOLE, TO_CLIENT), (END, TO_CLIENT), (CLOSE, TO_SERVER)]
+    reader.release(reader.position)
+    second = mine.open(connection())
+    second.copy(TO_SERVER, b"a request")
+    second.copy(TO_CLIENT, b"its response")
+    assert [kind for kind, _, _ in records(reader)] == [OPEN, DATA, DATA]
+
+
+async def test_a_connection_that_opens_while_the_ring_is_full_pauses_from_its_first_byte(tmp_path: Path) -> None:
+    mine = tap(tmp_path, ring_bytes=128 * 1024, turn_head=1 << 30, on_overload="pause")
+    reader = RingReader(mine.ring.path)
+    while mine.put(0, b"", ROUTE):
+        pass
+    line = mine.open(connection())
+    paused: list[bool] = []
+    line.on_pause = paused.append
+    assert paused == [True]
+    while paused[-1]:
+        records(reader)
+        reader.release(reader.position)
+        await asyncio.sleep(0.002)
+    assert paused == [True, False]
