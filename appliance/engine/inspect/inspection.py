@@ -162,7 +162,7 @@ class Inspection:
         if exchange.domain is None:
             if connection.domain is not None:
                 exchange = exchange._replace(domain=connection.domain)
-        elif connection.domain is None:
+        elif connection.domain is None and not Endpoint(exchange.domain, 0).is_literal:
             self.connection = dataclasses.replace(connection, domain=exchange.domain, domain_source="host")
         if connection.headers_only:
             exchange = exchange._replace(missing=exchange.missing | Missing.NOT_RECORDED)
