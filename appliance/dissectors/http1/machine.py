@@ -25,6 +25,7 @@ from appliance.model.direction import TO_CLIENT, TO_SERVER, Direction
 from appliance.model.exchange import EMPTY, Body, Missing
 
 MAX_HELD: Final = 64 * 1024  # bytes behind a request for another protocol that are kept until it is answered
+MAX_HELD_PIECES: Final = 256  # of them whose times are kept apart
 
 START, HEAD, BODY, HOLD, SEEK, DONE = State
 _NOT_RECORDED: Final = int(Missing.NOT_RECORDED)
@@ -106,9 +107,14 @@ class Machine:
                 position = self._take_body(side, data, position, base, at, events)
                 continue
             elif state is not HEAD:
-                if state is HOLD:
-                    self._hold(side, data[position:])
-                return
+                if state is not HOLD:
+                    return
+                rest = data[position:]
+                if self._response.state is not SEEK or not begins_message(side.direction, rest):
+                    self._hold(side, rest, at)
+                    return
+                self._release(at, events)  # the answer was lost, and the client goes on in HTTP
+                continue
             if not side.buffer:
                 if blank < position:
                     blank = data.find(b"\r\n\r\n", position)
@@ -194,6 +200,7 @@ class Machine:
         """Read no more of this direction."""
         side.state = DONE
         side.buffer.clear()
+        side.held.clear()
         if side is self._response:
             self._give_up_answers(side.unfinished, at, events)
             if self._request.state is HOLD:
@@ -279,21 +286,26 @@ class Machine:
             side.start = end
             side.closing = False
 
-    def _hold(self, side: Side, data: bytes) -> None:
-        room = 0 if side.held_lost else MAX_HELD - len(side.buffer)
-        side.buffer += data[:room]
-        side.held_lost += max(0, len(data) - room)
+    def _hold(self, side: Side, data: bytes, at: int) -> None:
+        room = 0 if side.held_lost else MAX_HELD - sum(len(piece) for _, piece in side.held)
+        kept = data[:room]
+        side.held_lost += len(data) - len(kept)
+        if kept and len(side.held) < MAX_HELD_PIECES:
+            side.held.append((at, bytearray(kept)))
+        elif kept:
+            side.held[-1][1].extend(kept)
 
     def _release(self, at: int, events: list[Event]) -> None:
         """What was held is HTTP after all."""
         side = self._request
-        data, lost = bytes(side.buffer), side.held_lost
-        side.buffer.clear()
-        side.held_lost = 0
+        begun, held, lost = side.start, side.held, side.held_lost
+        side.held, side.held_lost = [], 0
         side.state = START
-        self._drain(side, data, side.start, at, events)
+        for came_at, piece in held:
+            self._drain(side, bytes(piece), begun, came_at, events)
+            begun += len(piece)
         if lost:
-            self._skip(side, side.total - lost, lost, at, events)
+            self._skip(side, begun, lost, at, events)
         if side.ended and side.state is not HOLD:
             self._end(side, at, events)
 
@@ -409,11 +421,13 @@ class Machine:
         request = self._request
         early, early_lost, to_server = b"", 0, request.total
         if request.state is HOLD:
-            early, early_lost, to_server = bytes(request.buffer), request.held_lost, request.start
+            early = b"".join(piece for _, piece in request.held)
+            early_lost, to_server = request.held_lost, request.start
         elif request.state is HEAD or request.state is BODY:
             self._end(request, at, events)
         request.state = self._response.state = DONE
         request.buffer.clear()
+        request.held.clear()
         self._give_up_answers(self._response.unfinished, at, events)
         events.append(Switched(protocol, to_client, to_server, early, early_lost))
 
@@ -444,17 +458,20 @@ class Machine:
 
     def _cut(self, side: Side, missing: int, end: int, at: int, events: list[Event]) -> None:
         """Report what there is of a message whose end will not be seen."""
+        asked: Asked | None = None
         if side.state is HEAD:
             if side is self._response:
                 if 100 <= side.status < 200 and side.status != 101:
                     side.number = self._unanswered.next_number
                 else:
-                    self._answered(side, at, events)
+                    asked = self._answered(side, at, events)
                 if side.state is DONE:
                     return
             elif not side.answered:
                 self._ask(side, at, events)
         self._emit(side, missing, end, at, events)
+        if asked is not None and self._request.state is HOLD and (asked.upgrade or asked.method == "CONNECT"):
+            self._release(at, events)  # whether it was accepted is lost; HTTP says at once when it was
 
     def _emit(self, side: Side, missing: int, end: int, at: int, events: list[Event]) -> None:
         body = side.body.finish() if side.body is not None else EMPTY

@@ -46,6 +46,7 @@ class Side:
         "fields",
         "gap",
         "head",
+        "held",
         "held_lost",
         "hole",
         "line_read",
@@ -74,7 +75,8 @@ class Side:
         self.state = State.START
         self.total = 0  # bytes received, lost ones included
         self.hole = 0  # where the last lost bytes began
-        self.buffer = bytearray()  # of a head that is not whole yet, or of what is held
+        self.buffer = bytearray()  # of a head that is not whole yet
+        self.held: list[tuple[int, bytearray]] = []  # when pieces came that are held, and what they were
         self.held_lost = 0  # bytes that followed what is held and were not kept
         self.ended = False  # closed while holding
         self.closing = False  # the last message said that it is the last

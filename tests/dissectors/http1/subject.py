@@ -52,13 +52,28 @@ def exchanges(draw: st.DrawFn) -> tuple[bytes, bytes]:
 
 
 @st.composite
+def handovers(draw: st.DrawFn, accepted: bool) -> tuple[bytes, bytes]:
+    """A request for another protocol, and its answer."""
+    if draw(st.booleans()):
+        request = b"CONNECT a.example:443 HTTP/1.1\r\nHost: a.example:443\r\n\r\n"
+        answer = b"HTTP/1.1 200 Established\r\n\r\n" if accepted else b"HTTP/1.1 407 No\r\nContent-Length: 2\r\n\r\nno"
+    else:
+        request = b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+        answer = b"HTTP/1.1 101 Switching\r\n\r\n" if accepted else b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nno"
+    return request, answer
+
+
+@st.composite
 def conversations(draw: st.DrawFn) -> list[Turn]:
     """Turns; now and then several requests in one, answered together."""
     turns: list[Turn] = []
     for _ in range(draw(st.integers(1, 3))):
-        together = draw(st.lists(exchanges(), min_size=1, max_size=3))
+        together = draw(st.lists(exchanges() | handovers(accepted=False), min_size=1, max_size=3))
         turns.append((TO_SERVER, b"".join(request for request, _ in together)))
         turns.append((TO_CLIENT, b"".join(response for _, response in together)))
+    if draw(st.integers(0, 9)) == 0:
+        request, answer = draw(handovers(accepted=True))
+        turns += [(TO_SERVER, request + draw(CONTENT)), (TO_CLIENT, answer + draw(CONTENT))]
     return turns
 
 
