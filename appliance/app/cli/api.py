@@ -47,11 +47,6 @@ class Daemon:
         """How it is, whether ready or not."""
         return dict(self.get("/api/v1/status"))
 
-    def raw(self, path: str) -> bytes | None:
-        """A body as it was; None when there is none."""
-        answer = self._ask("GET", path, {}, accept=(200, 404))
-        return None if answer.status_code == 404 else bytes(answer.content)
-
     def live(self, **parameters: Any) -> Iterator[dict[str, Any]]:
         """What happens, until interrupted or the daemon ends the feed."""
         from urllib.parse import urlencode

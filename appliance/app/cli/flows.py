@@ -49,13 +49,31 @@ def show(daemon: Daemon, id: str, output: Format, *, bodies: bool) -> None:
     if output is not Format.TABLE or not bodies:
         return
     for side in ("request", "response"):
-        body = daemon.raw(f"/api/v1/exchanges/{quote(id, safe='')}/{side}")
-        if body:
-            text = body.decode(errors="replace")
-            emit(f"\n{side}:")
-            emit("\n".join(plain(line) for line in text[:_BODY].splitlines()))
-            if len(text) > _BODY:
-                emit(f"… ({len(text)} characters; the API has all)")
+        try:
+            message = daemon.get(f"/api/v1/exchanges/{quote(id, safe='')}/{side}")
+        except AppError as error:
+            if "answered 404" not in str(error):
+                raise
+            continue  # that side never came
+        emit(f"\n{side}:")
+        _show_message(message)
+
+
+def _show_message(message: dict[str, Any]) -> None:
+    emit(plain(message.get("start_line")))
+    for header in message.get("headers") or []:
+        emit(plain(f"{header['name']}: {header['value']}"))
+    body = message.get("body") or {}
+    text = body.get("data") or ""
+    if not text:
+        return
+    emit("")
+    if body.get("encoding") != "text":
+        emit(f"({body.get('length')} bytes that are no text; the API has them)")
+        return
+    emit("\n".join(plain(line) for line in text[:_BODY].splitlines()))
+    if len(text) > _BODY or body.get("truncated"):
+        emit(f"… ({body.get('length')} bytes were sent; the API has all that is stored)")
 
 
 def tail(daemon: Daemon, q: str, kind: str | None, output: Format) -> None:

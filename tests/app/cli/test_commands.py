@@ -72,7 +72,14 @@ class _Api(BaseHTTPRequestHandler):
         elif path == "/api/v1/exchanges/id-1/request":
             self.say(404, {})
         elif path == "/api/v1/exchanges/id-1/response":
-            self.say(200, {"hello": "body"})
+            self.say(
+                200,
+                {
+                    "start_line": "HTTP/1.1 200 OK",
+                    "headers": [{"name": "X-Odd", "value": "a\x1bb"}],
+                    "body": {"encoding": "text", "data": "hello\nbody", "length": 10},
+                },
+            )
         elif path == "/api/v1/connections/connection-1":
             self.say(200, CONNECTION)
         elif path == "/api/v1/status":
@@ -177,7 +184,8 @@ def test_what_peers_sent_cannot_drive_the_terminal(api: str) -> None:
 
 def test_one_exchange_is_shown_with_its_bodies_and_a_connection_by_its_own_id(api: str) -> None:
     done = weir("flows", "show", "id-1", "--api", api, "--token", "right")
-    assert "response:" in done.stdout and '{"hello": "body"}' in done.stdout and "request:" not in done.stdout
+    assert "response:\nHTTP/1.1 200 OK\nX-Odd: a�b\n\nhello\nbody\n" in done.stdout
+    assert "request:" not in done.stdout
     done = weir("flows", "show", "connection-1", "-o", "ndjson", "--api", api, "--token", "right")
     assert json.loads(done.stdout) == CONNECTION
 
