@@ -46,6 +46,7 @@ class Gate:
         self.settings = settings
         self.dial_settings: DialSettings = settings.dial
         self.planner = Planner(settings.bypass)
+        self.limits.settings = settings.limits  # what is counted now stays counted
         self.limits.settings = settings.limits  # what is open stays counted
 
     def admit(self, client: str, listener: str) -> End | None:

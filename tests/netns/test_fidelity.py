@@ -5,6 +5,7 @@
 
 import contextlib
 import os
+import re
 import socket
 import struct
 import threading
@@ -15,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from appliance.tools.lab import product
+from appliance.tools.lab import processes, product
 from appliance.tools.lab.clients import REVERSE_PORT
-from appliance.tools.lab.namespaces import ORIGIN_V4, Network
+from appliance.tools.lab.namespaces import ORIGIN_V4, Namespace, Network
 from appliance.tools.lab.processes import eventually
 from appliance.tools.lab.product import Weir
 from tests.netns import bulk, roads, vitals
@@ -34,6 +35,15 @@ QUIET = 0.3  # seconds without a byte are a stall
 BUFFERS = "4096 131072 1048576"  # of the kernel, per socket, so that it cannot hold the whole transfer by itself
 IN_FLIGHT = 10 * MIB  # what four sockets and the relay may hold between the two ends; the kernel counts doubly
 GROWTH = 4 * MIB
+
+LOSSY = b"""
+table inet lossy {
+    chain in {
+        type filter hook input priority 0
+        numgen random mod 4 == 0 counter drop
+    }
+}
+"""
 
 by_every_road = pytest.mark.parametrize("road", ROADS, ids=[road.name for road in ROADS])
 by_tunnels = pytest.mark.parametrize("road", ROADS[:5], ids=[road.name for road in ROADS[:5]])
@@ -230,3 +240,38 @@ def test_the_last_bytes_before_a_reset_reach_the_other_side(network: Network, we
         reset(client)
         with pytest.raises(ConnectionResetError):
             server.recv(1)
+
+
+@contextlib.contextmanager
+def a_quarter_lost(*namespaces: Namespace) -> Iterator[None]:
+    """Every fourth packet that comes in is dropped, at random."""
+    rules = (
+        "table inet lossy { chain in { type filter hook input priority 0; numgen random mod 4 == 0 counter drop; } }"
+    )
+    for namespace in namespaces:
+        assert processes.run(namespace, ["nft", "-f", "-"], stdin=rules.encode()).code == 0
+    try:
+        yield
+        for namespace in namespaces:
+            listed = processes.run(namespace, ["nft", "list", "table", "inet", "lossy"]).out.decode()
+            dropped = re.search(r"counter packets (\d+)", listed)
+            assert dropped is not None and int(dropped[1]) > 0, "nothing was dropped"
+    finally:
+        for namespace in namespaces:
+            processes.run(namespace, ["nft", "delete", "table", "inet", "lossy"])
+
+
+@pytest.mark.parametrize("road", [ROADS[0], ROADS[3]], ids=["transparent", "socks5"])
+def test_bytes_are_the_same_when_a_quarter_of_the_packets_is_lost(
+    road: Road, network: Network, weir: Weir, origin: BulkOrigin
+) -> None:
+    total = 2 * MIB
+    with a_quarter_lost(network.client, network.origin):
+        down, up = Transfer(total), Transfer(total)
+        with road.open(network.client, road.host, bulk.PORT) as sock:
+            sock.settimeout(60)
+            bulk.download(sock, f"/lossy-down-{road.name}", road.host, down, seed=3)
+            bulk.upload(sock, f"/lossy-up-{road.name}", road.host, up, seed=4, stall_at=total)
+    assert down.sha256 is not None and up.sha256 is not None
+    assert down.sha256 == origin.transfers[f"lossy-down-{road.name}"].sha256
+    assert up.sha256 == origin.transfers[f"lossy-up-{road.name}"].sha256
