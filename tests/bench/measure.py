@@ -97,9 +97,10 @@ def measure(
 def warm_up(contender: Contender, running: Running, network: Network, origin: Origin, load: Load, home: Path) -> None:
     """A second of the same load, which proves nothing: caches, connections and partitions are then as in use."""
     since = _lowest_id_now()
-    done = put(load, network.client, 1, "warm", LOAD_CPUS, contender.socks, home)
+    run = f"warm{load.name.replace(' ', '')}"
+    done = put(load, network.client, 1, run, LOAD_CPUS, contender.socks, home)
     if running.weir is not None:
-        _settled(running.weir, since, len(origin.seen("warm", done.requests)), time.time())
+        _settled(running.weir, since, len(origin.seen(run, done.requests)), time.time())
 
 
 def cpu_seconds(namespace: Namespace) -> float:
