@@ -10,6 +10,7 @@ from appliance.api.settings import ApiSettings
 from appliance.app.config.check import listens, split_target
 from appliance.app.config.document import Document
 from appliance.app.config.proxy import DirectHttp, Upstream, UpstreamRoute
+from appliance.dissectors import registry as protocols
 from appliance.engine.settings import (
     KIB,
     DialSettings,
@@ -35,6 +36,9 @@ from appliance.record.settings import (
     SpoolSettings,
 )
 
+# What the configuration calls protocols, where the records say more.
+HTTP = "http/1.1"
+PROTOCOLS = {"http": HTTP, "postgres": "postgresql"}
 # What a turn holds besides a body: start line, headers, chunk sizes.
 HEAD_SLACK = 64 * KIB
 # Of a body that is stored in part, this much of its end at most.
@@ -153,14 +157,21 @@ def inspect(document: Document) -> InspectSettings:
     body = document.protocols.http.max_body_size
     tail = min(LARGEST_TAIL, body // 4)
     places = Places(document.state_dir)
+    ports = document.protocols.detection.port_mappings
     return InspectSettings(
         directory=places.rings,
-        detection_ports=dict(document.protocols.detection.port_mappings),
+        count=workers(document),
+        protocols=None if document.protocols.http.enabled else _without(HTTP),
+        detection_ports={port: PROTOCOLS.get(name, name) for port, name in ports.items()},
         detection_cache=document.protocols.detection.cache_size,
         body_head=body - tail,
         body_tail=tail,
         live_socket=places.live_socket if document.api.enabled else None,
     )
+
+
+def _without(name: str) -> tuple[str, ...]:
+    return tuple(spec.name for spec in protocols.load() if spec.name != name)
 
 
 def record(document: Document) -> RecordSettings:

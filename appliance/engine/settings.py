@@ -126,9 +126,14 @@ class RelaySettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InspectSettings:
-    """One inspector process."""
+    """One inspector process. ``protocols`` are the dissectors that are switched on (None: all that are installed).
+
+    ``count`` is how many inspectors there are: the first also reads what relays left that have no inspector any more.
+    """
 
     directory: Path
+    count: int
+    protocols: tuple[str, ...] | None = None
     poll: float = 0.003
     batch_rows: int = 1000
     batch_age: float = 0.1

@@ -48,7 +48,7 @@ class Inspector:
         self.live = LiveFeed(settings.live_socket)
         self._sink = RecordingSink(recorder, self.live, registry)
         self._capture = Capture(body_head=settings.body_head, body_tail=settings.body_tail)
-        self._knowledge = Knowledge(protocols.load(), settings.detection_ports, settings.detection_cache)
+        self._knowledge = _knowledge(settings)
         self._number = 0
         self._writing: asyncio.Task[None] | None = None
         self._work: RingWork | None = None
@@ -58,7 +58,7 @@ class Inspector:
         """Take new settings for connections that open from now on."""
         self._settings = settings
         self._capture = Capture(body_head=settings.body_head, body_tail=settings.body_tail)
-        self._knowledge = Knowledge(protocols.load(), settings.detection_ports, settings.detection_cache)
+        self._knowledge = _knowledge(settings)
         if self._work is not None:
             self._work.obey(self._knowledge, self._capture)
 
@@ -88,7 +88,7 @@ class Inspector:
             if now - looked > LOOK_EVERY:
                 looked = now
                 work.announce(time.time_ns())
-                last = reader.finished or self._superseded(path)
+                last = reader.finished or self._is_over(path)
             if work.replaying:
                 await asyncio.sleep(0)
                 continue
@@ -167,16 +167,22 @@ class Inspector:
         self._number = 0
         return resume.START
 
-    def _rings(self) -> list[Path]:
-        return sorted(self._settings.directory.glob(f"relay-{self._index}.*.ring"))
-
     def _next_ring(self) -> Path | None:
-        rings = self._rings()
+        """The oldest of our relay's rings, or one of a relay that has no inspector any more."""
+        rings = self._rings(self._index)
+        if not rings and self._index == 0:
+            rings = [path for path in self._settings.directory.glob("relay-*.ring") if self._is_nobodys(path)]
         return rings[0] if rings else None
 
-    def _superseded(self, path: Path) -> bool:
-        """Whether the relay was started again and writes another ring."""
-        return self._rings()[-1] != path
+    def _rings(self, index: int) -> list[Path]:
+        return sorted(self._settings.directory.glob(f"relay-{index}.*.ring"))
+
+    def _is_nobodys(self, path: Path) -> bool:
+        return layout.index_of(path) >= self._settings.count
+
+    def _is_over(self, path: Path) -> bool:
+        """Whether nobody writes this ring any more: its relay was started again, or will not be."""
+        return self._is_nobodys(path) or self._rings(layout.index_of(path))[-1] != path
 
     def snapshot(self) -> metrics.Snapshot:
         """This process's metrics now."""
@@ -228,6 +234,5 @@ async def _report(snapshot: Callable[[], metrics.Snapshot], channel: Channel) ->
             await channel.send({"type": "stats", "metrics": snapshot()})
 
 
-def rings_of_nobody(directory: Path, inspectors: int) -> list[Path]:
-    """Rings of relays that no inspector serves any more (there were more workers once)."""
-    return [path for path in directory.glob("relay-*.ring") if layout.index_of(path) >= inspectors]
+def _knowledge(settings: InspectSettings) -> Knowledge:
+    return Knowledge(protocols.load(settings.protocols), settings.detection_ports, settings.detection_cache)

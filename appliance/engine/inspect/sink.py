@@ -41,9 +41,9 @@ class RecordingSink:
 
     def connection(self, record: ConnectionRecord) -> None:
         """A connection that ended, or that has been open for a while."""
-        self._recorder.connection(record)
+        clean = self._recorder.connection(record)
         if self._live.wanted:
-            self._live.show(_connection(record))
+            self._live.show(_connection(clean))
 
     def publish(self) -> None:
         """Put what the recorder counted into the registry."""
