@@ -8,16 +8,12 @@ against what client and origin saw. Weir's own counters prove nothing here.
 import contextlib
 import hashlib
 import ipaddress
-import itertools
 import socket
-import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from appliance.tools.lab import LabFailed
-from appliance.tools.lab.clients import PROXY, WAYS, Fetched, Way, curl
+from appliance.tools.lab.clients import PROXY, WAYS, Way
 from appliance.tools.lab.namespaces import (
     BYPASSED_V4,
     CLIENT_V4,
@@ -25,7 +21,6 @@ from appliance.tools.lab.namespaces import (
     ORIGIN_V4,
     OUTSIDE_V4,
     OUTSIDE_V6,
-    Network,
 )
 from appliance.tools.lab.origins import (
     BANNER,
@@ -35,111 +30,13 @@ from appliance.tools.lab.origins import (
     HELLO,
     HTTP_PORT,
     NAME,
-    EchoOrigin,
-    HttpOrigin,
-    Seen,
 )
 from appliance.tools.lab.processes import eventually
-from appliance.tools.lab.product import LiveFeed, Weir
+from appliance.tools.lab.scene import Broken, Check, Scene, agree, expect, fetched_well
 
-PATIENCE = 10.0  # seconds that a row may take from the last byte to the table
 PIPELINED = 5
 
-_RECORD = """
-    SELECT id, connection_id, source_addr, source_port, destination_addr, destination_port, protocol, listener,
-           domain, method, request_path, status_code, completeness
-      FROM traffic_records
-     WHERE position($1 IN request_path) > 0
-"""
-_CONNECTION = """
-    SELECT id, path, protocol, listener, bytes_in, bytes_out, exchanges, end_reason, dest_ip
-      FROM traffic_logs
-     WHERE source_port = $1 AND dest_port = $2 AND duration_ms IS NOT NULL
-"""
-_TO_PORT = "SELECT end_reason, listener FROM traffic_logs WHERE dest_port = $1 AND duration_ms IS NOT NULL"
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One line of the result."""
-
-    name: str
-    ok: bool
-    detail: str
-
-
-class Broken(Exception):
-    """A promise did not hold; the text says what was seen instead."""
-
-
 Act = Generator[None, None, str]
-
-
-@dataclass(slots=True)
-class Scene:
-    """Everything that a check may use."""
-
-    network: Network
-    http: HttpOrigin
-    echo: EchoOrigin
-    weir: Weir
-    live: LiveFeed
-    hosts: Path
-    _deadline: float = field(default=0.0)
-    _numbers: Iterator[int] = field(default_factory=itertools.count)
-
-    def new_id(self) -> str:
-        """An id that no other request of this run carries."""
-        return f"{self.network.run}-{next(self._numbers):03d}"
-
-    def settle(self) -> None:
-        """All traffic has been sent: from now on rows have ``PATIENCE`` to arrive, all together."""
-        self._deadline = time.monotonic() + PATIENCE
-
-    def patience(self) -> float:
-        """Seconds that a row may still take."""
-        return max(0.0, self._deadline - time.monotonic())
-
-    def fetch(self, url: str, request_id: str, *options: str, stdin: bytes = b"") -> Fetched:
-        """curl from the client's namespace."""
-        return curl(self.network.client, url, request_id, *options, hosts=self.hosts, stdin=stdin)
-
-    def seen(self, request_id: str) -> Seen:
-        """The one line of the origin's log with this id."""
-        eventually(lambda: any(line.id == request_id for line in self.http.seen()), 2.0)
-        lines = [line for line in self.http.seen() if line.id == request_id]
-        expect(len(lines) == 1, f"the origin's log has {len(lines)} lines with the id, not one")
-        return lines[0]
-
-    def exchange(self, request_id: str) -> dict[str, Any]:
-        """The one exchange of the API with this id; waits for it."""
-        rows: list[dict[str, Any]] = []
-
-        def arrived() -> bool:
-            rows[:] = self.weir.exchanges(f"id={request_id}")
-            return bool(rows)
-
-        eventually(arrived, self.patience(), every=0.1)
-        expect(len(rows) == 1, f"the API has {len(rows)} exchanges with the id, not one")
-        return rows[0]
-
-    def record(self, request_id: str) -> dict[str, Any]:
-        """The one row of ``traffic_records`` with this id."""
-        rows = self.weir.sql(_RECORD, f"id={request_id}")
-        expect(len(rows) == 1, f"traffic_records has {len(rows)} rows with the id, not one")
-        return rows[0]
-
-    def connection(self, client_port: int, server_port: int) -> dict[str, Any]:
-        """The one closed row of ``traffic_logs`` between these ports; waits for it."""
-        rows: list[dict[str, Any]] = []
-
-        def arrived() -> bool:
-            rows[:] = self.weir.sql(_CONNECTION, client_port, server_port)
-            return bool(rows)
-
-        eventually(arrived, self.patience(), every=0.1)
-        expect(len(rows) == 1, f"traffic_logs has {len(rows)} closed rows for client port {client_port}, not one")
-        return rows[0]
 
 
 def perform(scene: Scene, report: Callable[[Check], None]) -> list[Check]:
@@ -176,25 +73,6 @@ def _judged(name: str, verdicts: dict[str, Check]) -> Iterator[None]:
         verdicts[name] = Check(name, True, str(end.value))
     except (Broken, LabFailed, OSError) as error:
         verdicts[name] = Check(name, False, str(error))
-
-
-def expect(claim: bool, otherwise: str) -> None:
-    """Raise ``Broken`` unless the claim holds."""
-    if not claim:
-        raise Broken(otherwise)
-
-
-def agree(found: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
-    """Raise ``Broken`` that names every field which is not as wanted."""
-    wrong = [f"{key} is {found.get(key)!r}, not {value!r}" for key, value in wanted.items() if found.get(key) != value]
-    expect(not wrong, f"{where}: {'; '.join(wrong)}")
-
-
-def fetched_well(fetched: Fetched, sha256: str, status: int = 200) -> None:
-    """Raise ``Broken`` unless curl got this status and exactly these bytes."""
-    expect(fetched.exit_code == 0, f"curl ended with {fetched.exit_code}: {fetched.error}")
-    expect(fetched.status == status, f"status {fetched.status}, not {status}")
-    expect(fetched.sha256 == sha256, f"{fetched.length} bytes arrived that are not the origin's")
 
 
 def through(way: Way) -> Callable[[Scene], Act]:
@@ -319,7 +197,7 @@ def bypassed(scene: Scene) -> Act:
     fetched_well(fetched, hashlib.sha256(HELLO).hexdigest())
     yield
     seen = scene.seen(request_id)
-    expect(not scene.weir.sql(_RECORD, f"id={request_id}"), "it was recorded as an exchange")
+    expect(not scene.records(request_id), "it was recorded as an exchange")
     how = "in the kernel" if seen.peer == CLIENT_V4 else "through the engine, unread"
     if seen.peer != CLIENT_V4:
         expect(scene.connection(fetched.port, HTTP_PORT)["path"] in ("opaque", "bypass"), "its path is not opaque")
@@ -333,13 +211,7 @@ def refused_by_the_server(scene: Scene) -> Act:
     # SOCKS5 reply 5, connection refused (RFC 1928 §6): curl says so and ends with 97.
     expect(fetched.exit_code == 97 and "(5)" in fetched.error, f"curl: {fetched.exit_code} {fetched.error}")
     yield
-    rows: list[dict[str, Any]] = []
-
-    def arrived() -> bool:
-        rows[:] = scene.weir.sql(_TO_PORT, CLOSED_PORT)
-        return bool(rows)
-
-    eventually(arrived, scene.patience(), every=0.1)
+    rows = scene.connections_to(CLOSED_PORT)
     expect(rows == [{"end_reason": "refused", "listener": "socks5"}], f"traffic_logs has {rows}")
     return "curl heard SOCKS5 reply 5; the row says refused"
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from appliance.tools.lab import LabFailed
-from appliance.tools.lab.checks import Check, Scene, perform
+from appliance.tools.lab.checks import perform
 from appliance.tools.lab.clients import REVERSE_PORT, SOCKS_PORT
 from appliance.tools.lab.doorway import doorway
 from appliance.tools.lab.footprint import footprint, processes_in
@@ -25,6 +25,7 @@ from appliance.tools.lab.origins import NAME, echo_origin, http_origin
 from appliance.tools.lab.processes import eventually
 from appliance.tools.lab.product import API_HOST, API_PORT, LiveFeed, Weir, weir
 from appliance.tools.lab.report import Report, Result
+from appliance.tools.lab.scene import Check, Scene
 
 LOST = ("weir_ring_gap_chunks_total", "weir_rows_lost_total")
 _PID_FILE = "lab.pid"

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from appliance.tools.lab.checks import Check
+from appliance.tools.lab.scene import Check
 
 
 @dataclass(frozen=True, slots=True)
