@@ -46,6 +46,7 @@ class Subject:
     probe: list[Turn]  # one more exchange, recognisable by its target
     probe_target: str
     placed: frozenset[str]  # fields of events that say where and when, not what
+    farewells: st.SearchStrategy[list[Turn]] = st.just([])  # turns after which nothing can be found any more  # noqa: RUF009
     endless: dict[str, tuple[list[Turn], Direction, bytes]] = field(default_factory=dict)  # first turns, then for ever
 
     @property

@@ -44,7 +44,7 @@ bounded = settings(
 @bounded
 @given(data=st.data())
 def test_events_do_not_depend_on_how_bytes_were_cut(subject: Subject, data: st.DataObject) -> None:
-    turns = data.draw(subject.conversations)
+    turns = data.draw(subject.conversations) + data.draw(subject.farewells)
     if data.draw(st.booleans()):
         turns = data.draw(damaged(turns))
     steps = steps_of(turns)
@@ -109,7 +109,7 @@ def test_what_is_encoded_decodes_to_the_same(subject: Subject, data: st.DataObje
 def test_a_fresh_machine_resumes_with_exactly_the_exchanges_not_yet_returned(
     subject: Subject, data: st.DataObject
 ) -> None:
-    turns = data.draw(subject.conversations)
+    turns = data.draw(subject.conversations) + data.draw(subject.farewells)
     if data.draw(st.booleans()):
         turns = data.draw(damaged(turns))
     steps = data.draw(with_holes(data.draw(cuts(steps_of(turns + subject.probe))), data.draw(st.integers(0, 2))))

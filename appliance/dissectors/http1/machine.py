@@ -113,7 +113,9 @@ class Machine:
                 if self._response.state is not SEEK or not begins_message(side.direction, rest):
                     self._hold(side, rest, at)
                     return
-                self._release(at, events)  # the answer was lost, and the client goes on in HTTP
+                # The answer was lost, with those to what is held, and the client goes on in HTTP.
+                self._release(at, events)
+                self._give_up_answers(self._response.gap, at, events)
                 continue
             if not side.buffer:
                 if blank < position:
@@ -148,14 +150,14 @@ class Machine:
             return
         side.number = self._next
         self._next += 1
-        # A client that asks again has its answer: what was lost of it is over.
+        # A client that asks again has its answers: what was lost of them is over.
         response = self._response
+        if response.state is BODY and response.body is not None and response.body.lost:
+            self._finish(response, response.total, at, events)
+            self._seek(response, response.hole, events)
         if response.state is SEEK:
             while self._unanswered and self._unanswered.next.heard < response.total:
                 events.append(self._no_answer(self._unanswered.pop().number, response.gap, at))
-        elif response.state is BODY and response.body is not None and response.body.lost:
-            self._finish(response, response.total, at, events)
-            self._seek(response, response.hole, events)
 
     def _skip(self, side: Side, hole: int, count: int, at: int, events: list[Event]) -> None:
         """``count`` bytes at offset ``hole`` were not seen."""

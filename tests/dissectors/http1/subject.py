@@ -71,16 +71,23 @@ def conversations(draw: st.DrawFn) -> list[Turn]:
         together = draw(st.lists(exchanges() | handovers(accepted=False), min_size=1, max_size=3))
         turns.append((TO_SERVER, b"".join(request for request, _ in together)))
         turns.append((TO_CLIENT, b"".join(response for _, response in together)))
-    if draw(st.integers(0, 9)) == 0:
-        request, answer = draw(handovers(accepted=True))
-        turns += [(TO_SERVER, request + draw(CONTENT)), (TO_CLIENT, answer + draw(CONTENT))]
     return turns
+
+
+@st.composite
+def farewells(draw: st.DrawFn) -> list[Turn]:
+    """Nothing, or a hand-over after which the connection speaks no HTTP."""
+    if draw(st.integers(0, 3)):
+        return []
+    request, answer = draw(handovers(accepted=True))
+    return [(TO_SERVER, request + draw(CONTENT)), (TO_CLIENT, answer + draw(CONTENT))]
 
 
 ASK = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 SUBJECT = Subject(
     spec=SPEC,
     conversations=conversations(),
+    farewells=farewells(),
     probe=[
         (TO_SERVER, b"GET /probe HTTP/1.1\r\nHost: probe\r\n\r\n"),
         (TO_CLIENT, b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"),
