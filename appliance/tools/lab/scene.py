@@ -82,6 +82,10 @@ class Scene:
         expect(len(lines) == 1, f"the origin's log has {len(lines)} lines with the id, not one")
         return lines[0]
 
+    def told_of(self, request_id: str) -> bool:
+        """Whether the live feed has told of it by now."""
+        return any(f"id={request_id}" in str(event) for event in list(self.live.heard))
+
     def exchange(self, request_id: str) -> dict[str, Any]:
         """The one exchange of the API with this id; waits for it."""
         rows: list[dict[str, Any]] = []
