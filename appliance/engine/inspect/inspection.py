@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from appliance.dissectors.kit.detect import UNDECIDED, Detection
-from appliance.dissectors.kit.spec import Capture, Dissector, Event, Fold, ProtocolSpec, Switched
+from appliance.dissectors.kit.spec import NEVER, Capture, Dissector, Event, Fold, ProtocolSpec, Switched
 from appliance.model.connection import Closed, Connection, ConnectionRecord
 from appliance.model.direction import TO_CLIENT, TO_SERVER, Direction
 from appliance.model.endpoint import Endpoint
@@ -69,7 +69,7 @@ class Inspection:
         self.exchanges = 0
         self.announced = False
         self.let_go = False
-        self.noted = False
+        self.noted = ""  # what the ring's table says that this connection speaks
         self._capture = capture
         self._detection = detection
         self._held: list[tuple[Direction, bytes, int]] = []
@@ -82,9 +82,19 @@ class Inspection:
         self._pins = pins
 
     @property
-    def decided(self) -> bool:
-        """Whether it is known what this connection speaks, be it nothing that we know."""
-        return self._detection is None
+    def speaks(self) -> str:
+        """What a later inspector should take this connection for; empty while that is open.
+
+        A connection that left its protocol (Upgrade, CONNECT), or whose framing was lost for good, is opaque then.
+        """
+        if self._detection is not None:
+            return ""
+        dissector = self._dissector
+        if dissector is not None:
+            for direction in (TO_SERVER, TO_CLIENT):
+                if not self._ended[direction] and dissector.unfinished(direction) == NEVER:
+                    return RAW
+        return self.protocol
 
     def speak(self, spec: ProtocolSpec) -> None:
         """It is known what this connection speaks."""
@@ -116,6 +126,8 @@ class Inspection:
             pin = self._pins[direction]
             if pin is None or position < pin.position:
                 return ()
+            if position == pin.position:
+                count -= pin.skip
         self._marks[direction].append((self._received[direction], position))
         self._received[direction] += count
         if self._dissector is not None:
@@ -153,6 +165,7 @@ class Inspection:
         """The beginning of a message is gone: let the dissector find the next one."""
         if self._dissector is not None:
             for direction in (TO_SERVER, TO_CLIENT):
+                self._received[direction] += 1
                 self._add(self._dissector.lose(direction, 1, at))
 
     def complete(self, exchange: Exchange) -> Exchange:

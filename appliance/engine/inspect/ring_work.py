@@ -119,9 +119,10 @@ class RingWork:
         tail = position
         pins: dict[int, resume.Pins | None] = {}
         for slot, inspection in list(self._touched.items()):
-            if not inspection.noted and inspection.decided:
-                inspection.noted = True
-                self.reader.note(slot, inspection.protocol.encode("ascii", "replace"))
+            speaks = inspection.speaks
+            if speaks != inspection.noted:
+                inspection.noted = speaks
+                self.reader.note(slot, speaks.encode("ascii", "replace"))
             pair = inspection.pins()
             starts = [pin.position for pin in pair if pin is not None]
             if not starts:
@@ -191,6 +192,7 @@ class RingWork:
             inspection.speak(spec)
             if gone:
                 inspection.begin_mid_stream(at)
+        inspection.noted = known
         self._inspections[slot] = inspection
         if self.reader.position > self._after:
             self._young[slot] = inspection

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from appliance.dissectors.http1 import SPEC as HTTP1
 from appliance.dissectors.kit.spec import Capture
 from appliance.engine.inspect import resume
 from appliance.engine.inspect.knowledge import Knowledge
@@ -57,7 +58,7 @@ class Rows:
 
 def inspector(tap: Tap, rows: Rows) -> RingWork:
     left = resume.decode(rows.note) if rows.note else resume.START
-    return RingWork(RingReader(tap.ring.path), rows, Knowledge([toy.SPEC], {}, 100), Capture(), left)
+    return RingWork(RingReader(tap.ring.path), rows, Knowledge([toy.SPEC, HTTP1], {}, 100), Capture(), left)
 
 
 def new_tap(directory: Path, **changes: object) -> Tap:
@@ -85,7 +86,27 @@ steps = st.lists(
 def test_every_exchange_is_stored_exactly_once_across_any_crashes(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[int, str, int]]
 ) -> None:
-    tap = new_tap(tmp_path_factory.mktemp("ring"))
+    play(new_tap(tmp_path_factory.mktemp("ring")), Talk, steps)
+
+
+@settings(max_examples=300, deadline=None)
+@given(steps)
+def test_pipelined_http_is_stored_exactly_once_across_any_crashes(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[int, str, int]]
+) -> None:
+    play(new_tap(tmp_path_factory.mktemp("ring")), HttpTalk, steps)
+
+
+@settings(max_examples=300, deadline=None)
+@given(steps)
+def test_bulky_answers_are_stored_exactly_once_across_any_crashes_although_most_of_them_was_not_copied(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[int, str, int]]
+) -> None:
+    play(new_tap(tmp_path_factory.mktemp("ring"), turn_head=150, turn_tail=20), BulkyTalk, steps)
+
+
+def play(tap: Tap, kind: "type[Talk]", steps: list[tuple[int, str, int]]) -> None:
+    """Let clients and servers talk, inspectors read, commit and die as the steps say; compare what is stored."""
     rows = Rows()
     work = inspector(tap, rows)
     expected: Counter[tuple[str, str]] = Counter()
@@ -107,7 +128,7 @@ def test_every_exchange_is_stored_exactly_once_across_any_crashes(
             continue
         if which not in talks:
             opened += 1
-            talks[which] = Talk(tap, opened)
+            talks[which] = kind(tap, opened)
         talk = talks[which]
         if what == "close":
             talk.finish(expected)
@@ -118,7 +139,7 @@ def test_every_exchange_is_stored_exactly_once_across_any_crashes(
         talk.finish(expected)
     work.step(1 << 30)
     rows.commit(work)
-    assert Counter((row.target, row.status) for row in rows.stored) == expected
+    assert Counter(kind.seen(row) for row in rows.stored if row.response_head or row.protocol == "toy") == expected
     assert len(rows.closed) == len({record.connection.id for record in rows.closed}) == opened
 
 
@@ -134,16 +155,29 @@ class Talk:
         self.shown = [0, 0]
         self.written = [b"", b""]
 
+    pipelines = True
+
+    @staticmethod
+    def seen(row: Exchange) -> tuple[str, str]:
+        return row.target, row.status
+
+    def request(self) -> bytes:
+        return b"q %d.%d\n" % (self.number, self.asked)
+
+    def response(self) -> bytes:
+        return b"a %d.%d\n" % (self.number, self.answered)
+
     def do(self, what: str, amount: int) -> None:
         if what == "ask":
-            for _ in range(amount % 3 + 1):
+            for _ in range(amount % 3 + 1 if self.pipelines else self.asked == self.answered):
+                self._show(TO_CLIENT, 0 if self.pipelines else 1 << 20)
                 self.asked += 1
-                self.waiting[TO_SERVER] += b"q %d.%d\n" % (self.number, self.asked)
+                self.waiting[TO_SERVER] += self.request()
         elif what == "answer":
             self._show(TO_SERVER, 1 << 20)
             if self.answered < self.asked:
                 self.answered += 1
-                self.waiting[TO_CLIENT] += b"a %d.%d\n" % (self.number, self.answered)
+                self.waiting[TO_CLIENT] += self.response()
         else:
             self._show(TO_SERVER if what == "up" else TO_CLIENT, amount)
 
@@ -152,12 +186,55 @@ class Talk:
         self._show(TO_CLIENT, 1 << 20)
         self.line.close(CLOSED)
         for number in range(1, self.answered + 1):
-            expected[f"q {self.number}.{number}", f"a {self.number}.{number}"] += 1
+            expected[self.pair(f"{self.number}.{number}")] += 1
+
+    def pair(self, label: str) -> tuple[str, str]:
+        return f"q {label}", f"a {label}"
 
     def _show(self, direction: int, amount: int) -> None:
         piece, self.waiting[direction] = self.waiting[direction][:amount], self.waiting[direction][amount:]
         if piece:
             self.line.directions[direction].copy(piece)
+
+
+class HttpTalk(Talk):
+    """The same in HTTP/1.1, with bodies."""
+
+    def request(self) -> bytes:
+        body = b"x" * (self.asked % 7)
+        head = b"POST /%d.%d HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % (self.number, self.asked, len(body))
+        return head + body
+
+    def response(self) -> bytes:
+        body = b"y" * (self.answered % 50)
+        return b"HTTP/1.1 200 OK\r\nX-Label: %d.%d\r\nContent-Length: %d\r\n\r\n%s" % (
+            self.number,
+            self.answered,
+            len(body),
+            body,
+        )
+
+    @staticmethod
+    def seen(row: Exchange) -> tuple[str, str]:
+        return row.target, row.response_head.split(b"X-Label: ")[1].split(b"\r\n")[0].decode()
+
+    def pair(self, label: str) -> tuple[str, str]:
+        return f"/{label}", label
+
+
+class BulkyTalk(HttpTalk):
+    """One request at a time; answers of which the tap copies only the ends."""
+
+    pipelines = False
+
+    def response(self) -> bytes:
+        body = b"y" * (300 + self.answered)
+        return b"HTTP/1.1 200 OK\r\nX-Label: %d.%d\r\nContent-Length: %d\r\n\r\n%s" % (
+            self.number,
+            self.answered,
+            len(body),
+            body,
+        )
 
 
 def test_a_message_that_never_ends_does_not_hold_the_ring(tmp_path: Path) -> None:
