@@ -35,6 +35,23 @@ class Entry(NamedTuple):
     resume: bytes
 
 
+def joined(entries: list[Entry]) -> Entry:
+    """Consecutive entries of one ring as one: rows are concatenated, the last position counts."""
+    if len(entries) == 1:
+        return entries[0]
+    batches = [entry.batch for entry in entries]
+    batch = Batch(
+        b"".join(batch.records for batch in batches),
+        b"".join(batch.connections for batch in batches),
+        b"".join(batch.endings for batch in batches),
+        b"".join(batch.bodies for batch in batches),
+        sum(batch.rows for batch in batches),
+        tuple({day for batch in batches for day in batch.days}),
+        tuple(key for batch in batches for key in batch.hashes),
+    )
+    return entries[-1]._replace(batch=batch)
+
+
 class Position(NamedTuple):
     """How far a ring's rows are durable. Only the inspector knows what the numbers and the blob mean."""
 

@@ -228,8 +228,22 @@ class Cluster:
         for stale in (self._settings.data / "postmaster.pid", Path(f"{self._settings.socket_file}.lock")):
             stale.unlink(missing_ok=True)
         self._settings.socket_file.unlink(missing_ok=True)
-        # The postmaster's own children end by themselves when it dies; a new server refuses to start until they have.
-        _wait(lambda: not any(self._backends()), self._settings.stop_timeout)
+        self._end_orphans()
+
+    def _end_orphans(self) -> None:
+        """End what outlived a killed postmaster: a new server refuses to start while they hold the shared memory.
+
+        They notice by themselves, but not before they are done with what they are at.
+        """
+        for how in (signal.SIGQUIT, signal.SIGKILL):
+            for pid in self._backends():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, how)
+            if _wait(lambda: not any(self._backends()), self._settings.stop_timeout / 4):
+                return
+        raise ClusterError(
+            f"processes of a killed Postgres in {self._settings.data} do not end: {list(self._backends())}"
+        )
 
     def _backends(self) -> Iterator[int]:
         data = self._settings.data.resolve()
@@ -335,6 +349,8 @@ full_page_writes = on
 
 # The time of recovery is the size of the log.
 max_wal_size = {max_wal_size}MB
+# One call instead of a flush per file: with an almost empty cluster 0.5 s instead of 3 s.
+recovery_init_sync_method = syncfs
 min_wal_size = 128MB
 checkpoint_timeout = 5min
 checkpoint_completion_target = 0.9

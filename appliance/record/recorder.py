@@ -7,7 +7,6 @@ a ring never changes. What fits neither is lost, and counted.
 """
 
 import asyncio
-import shutil
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -21,10 +20,10 @@ from appliance.model.connection import Connection, ConnectionRecord
 from appliance.model.exchange import Exchange, Missing
 from appliance.observe.logging import get_logger
 from appliance.record import partitions, rows
-from appliance.record.batch import Batch, Entry, Position, decode_entry, encode_entry
+from appliance.record.batch import Batch, Entry, Position, decode_entry, encode_entry, joined
 from appliance.record.pack import BodyPacker, pack_heads
 from appliance.record.redact import Content, Redacted, Redactor, load_key
-from appliance.record.settings import RecordSettings
+from appliance.record.settings import MIB, RecordSettings
 from appliance.record.spool import Spool, SpoolBusy
 from appliance.record.store import PostgresStore, StoreAway
 
@@ -32,6 +31,7 @@ log = get_logger("recorder")
 
 BYTES_PER_ROW = 8192  # a batch of large bodies is due earlier: each so many bytes count as one pending row
 OPEN_CONNECTIONS = 1_000_000  # ids remembered of connections that have a row while open
+REPLAYED_AT_ONCE = 4 * MIB  # bytes of spooled batches that one transaction takes
 SPOOL_WAIT = 30.0  # seconds that another process may need to let go of our spool
 
 
@@ -267,6 +267,7 @@ class Recorder:
 
     async def _keep(self) -> None:
         delay = self._settings.retry_first
+        reason = ""
         while True:
             if self._away.is_set():
                 try:
@@ -274,11 +275,13 @@ class Recorder:
                     await self._adopt_spools()
                     await self._replay(self._spool)
                 except StoreAway as error:
-                    log.debug("database away", reason=str(error), retry=delay)
+                    if str(error) != reason:
+                        reason = str(error)
+                        log.warning("database cannot be used yet", reason=reason, writer=self._writer)
                     await asyncio.sleep(delay)
                     delay = min(delay * 2, self._settings.retry_last)
                     continue
-                delay = self._settings.retry_first
+                delay, reason = self._settings.retry_first, ""
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.maintenance_every):
                     await self._maintain_until_away()
@@ -302,10 +305,10 @@ class Recorder:
     async def _replay(self, spool: Spool) -> None:
         """Bring the spool to the database, oldest first; then, if it is ours, let new batches go there directly."""
         while True:
-            payload = spool.first()
-            if payload is None:
+            payloads = spool.first(REPLAYED_AT_ONCE)
+            if not payloads:
                 async with self._writing:
-                    if spool.entries:
+                    if spool.first():
                         continue  # a batch was put aside while we waited for our turn
                     self.stats.spool_bytes = self._spool.size
                     self.stats.torn_bytes += spool.damaged
@@ -315,16 +318,25 @@ class Recorder:
                         self._become(State.DATABASE)
                         self._in_database.set()
                     return
-            try:
-                entry = decode_entry(payload)
-            except msgspec.DecodeError as error:
-                log.error("spooled batch unreadable", reason=str(error), bytes=len(payload))
-                self.stats.torn_bytes += len(payload)
-            else:
-                await self._store.write(entry, doubtful=True)
-                self.stats.replayed_rows += entry.batch.rows
+            # One transaction costs as much for many rows as for few: replaying must be faster than what comes in.
+            entries: list[Entry] = []
+            for count, payload in enumerate(payloads):
+                try:
+                    entry = decode_entry(payload)
+                except msgspec.DecodeError as error:
+                    log.error("spooled batch unreadable", reason=str(error), bytes=len(payload))
+                    self.stats.torn_bytes += len(payload)
+                    continue
+                if entries and entry.ring != entries[0].ring:
+                    payloads = payloads[:count]
+                    break
+                entries.append(entry)
+            if entries:
+                together = joined(entries)
+                await self._store.write(together, doubtful=True)
+                self.stats.replayed_rows += together.batch.rows
                 self.stats.rejected_rows = self._store.rejected
-            spool.drop_first()
+            spool.drop(payloads)
             self.stats.spool_bytes = self._spool.size
 
     async def _adopt_spools(self) -> None:
@@ -343,7 +355,6 @@ class Recorder:
             try:
                 log.info("replaying another writer's spool", spool=directory.name, batches=found.entries)
                 await self._replay(orphan)
-                shutil.rmtree(directory)
             finally:
                 orphan.close()
 

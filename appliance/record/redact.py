@@ -23,7 +23,8 @@ KEY_BYTES = 32
 REMEMBERED_BODIES = 50_000  # verdicts by digest, about 10 MB
 NESTING = 16  # of metadata; what lies deeper is not stored
 KEY_LENGTH = 39  # of the shortest key with a recognisable beginning that a short text is searched for
-SMALL = 1024  # clean forms up to this size are remembered
+REMEMBERED_FORMS = 1_000  # clean forms of bodies that held secrets, each at most SMALL bytes
+SMALL = 4096
 SAMPLE = 512  # bytes that tell text from binary content where the sender does not
 
 
@@ -42,7 +43,6 @@ class Content(NamedTuple):
 
 
 NOTHING = Content(b"", None)
-UNCHANGED = Content(b"", None)  # compared by identity: searched before, nothing found
 
 
 class Redacted(NamedTuple):
@@ -68,7 +68,8 @@ class Redactor:
         self._limit = Limit(output=settings.scan_limit)
         self._tokens = Tokens(key)
         self._detectors = Detectors(self._tokens, settings.names)
-        self._known: dict[bytes, Content] = {}
+        self._unchanged: dict[bytes, None] = {}  # digests of bodies that were searched and hold nothing
+        self._forms: dict[bytes, Content] = {}  # by the digest of what was sent
 
     @property
     def replaced(self) -> int:
@@ -150,19 +151,20 @@ class Redactor:
             return _as_sent(body, whole)
         if digest is not None:
             # Whatever its type was said to be this time: these very bytes are stored already, or their clean form is.
-            known = self._known.get(digest)
-            if known is UNCHANGED:
+            if digest in self._unchanged:
                 return _as_sent(body, whole)
-            if known is not None:
-                return known
+            if digest in self._forms:
+                return self._forms[digest]
         content = self._searched(body, whole, _header(head, b"\ncontent-type:"), _header(head, b"\ncontent-encoding:"))
         if digest is not None:
-            if len(self._known) >= REMEMBERED_BODIES:
-                self._known.clear()
             if content.data is body.head:
-                self._known[digest] = UNCHANGED
-            elif len(content.data) < SMALL and whole:
-                self._known[digest] = content
+                if len(self._unchanged) >= REMEMBERED_BODIES:
+                    self._unchanged.clear()
+                self._unchanged[digest] = None
+            elif len(content.data) <= SMALL and whole:
+                if len(self._forms) >= REMEMBERED_FORMS:
+                    self._forms.clear()
+                self._forms[digest] = content
         return content
 
     def _searched(self, body: Body, whole: bool, media: bytes, coding: bytes) -> Content:

@@ -12,6 +12,7 @@ from hashlib import blake2b
 
 TOKEN_BYTES = 8
 _REMEMBERED = 4096  # tokens, and names; both are cheap to compute again
+_LONGEST_REMEMBERED = 256  # bytes: a peer that sends long ones may not fill our memory with them
 
 
 class Tokens:
@@ -30,7 +31,9 @@ class Tokens:
             if len(self._known) >= _REMEMBERED:
                 self._known.clear()
             digest = blake2b(value, digest_size=TOKEN_BYTES, key=self._key).hexdigest()
-            token = self._known[kind, value] = f"[redacted:{kind}:{digest}]".encode()
+            token = f"[redacted:{kind}:{digest}]".encode()
+            if len(value) <= _LONGEST_REMEMBERED:
+                self._known[kind, value] = token
         return token
 
 
@@ -49,7 +52,9 @@ class Names:
         except KeyError:
             if len(self._known) >= _REMEMBERED:
                 self._known.clear()
-            kind = self._known[name] = self._kind(_plain(name))
+            kind = self._kind(_plain(name))
+            if len(name) <= _LONGEST_REMEMBERED:
+                self._known[name] = kind
             return kind
 
     def _kind(self, plain: str) -> str | None:

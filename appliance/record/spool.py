@@ -113,28 +113,36 @@ class Spool:
             os.ftruncate(self._write, segment.end)
         return False
 
-    def first(self) -> bytes | None:
-        """The oldest entry, None when there is none. It stays until ``drop_first``."""
+    def first(self, most: int = 0) -> list[bytes]:
+        """The oldest entries: one, and further ones of its segment up to ``most`` bytes. They stay until ``drop``.
+
+        Empty when there are none.
+        """
         while self._segments:
             segment = self._segments[0]
-            if self._read_at < segment.end:
-                payload = self._payload(segment)
-                if payload is not None:
-                    return payload
+            payloads: list[bytes] = []
+            at = self._read_at
+            while at < segment.end and (not payloads or at - self._read_at < most):
+                payload = self._payload(segment, at)
+                if payload is None:
+                    break
+                payloads.append(payload)
+                at += _FRAME.size + len(payload)
+            if payloads:
+                return payloads
+            if at < segment.end:
                 # Damaged since it was scanned: what follows in this segment cannot be found any more.
                 self.entries -= segment.entries
                 self.damaged += segment.end - self._read_at
             self._forget_oldest()
-        return None
+        return []
 
-    def drop_first(self) -> None:
-        """The entry that ``first`` returned is safe elsewhere. A segment goes when its last entry has."""
+    def drop(self, payloads: list[bytes]) -> None:
+        """Entries that ``first`` returned are safe elsewhere. A segment goes when its last entry has."""
         segment = self._segments[0]
-        assert self._read is not None
-        (length, _) = _FRAME.unpack(os.pread(self._read, _FRAME.size, self._read_at))
-        self._read_at += _FRAME.size + length
-        segment.entries -= 1
-        self.entries -= 1
+        self._read_at += sum(_FRAME.size + len(payload) for payload in payloads)
+        segment.entries -= len(payloads)
+        self.entries -= len(payloads)
         if self._read_at >= segment.end:
             self._forget_oldest()
 
@@ -145,13 +153,13 @@ class Spool:
                 os.close(handle)
         self._write = self._read = self._lock = None
 
-    def _payload(self, segment: Segment) -> bytes | None:
-        """The entry to read next; None when the disk does not give back what was written."""
+    def _payload(self, segment: Segment, at: int) -> bytes | None:
+        """The entry at an offset; None when the disk does not give back what was written."""
         try:
             if self._read is None:
                 self._read = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
-            length, checksum = _FRAME.unpack(os.pread(self._read, _FRAME.size, self._read_at))
-            payload = os.pread(self._read, length, self._read_at + _FRAME.size)
+            length, checksum = _FRAME.unpack(os.pread(self._read, _FRAME.size, at))
+            payload = os.pread(self._read, length, at + _FRAME.size)
         except (OSError, struct.error):
             return None
         return payload if len(payload) == length and _checksum(payload) == checksum else None

@@ -16,9 +16,9 @@ from tests.postgres import temporary_directory
 
 def drained(spool: Spool) -> list[bytes]:
     said = []
-    while (payload := spool.first()) is not None:
-        said.append(payload)
-        spool.drop_first()
+    while payloads := spool.first(most=100):
+        said += payloads
+        spool.drop(payloads)
     return said
 
 
@@ -32,8 +32,9 @@ def test_entries_come_back_once_in_order_across_processes(entries: list[bytes], 
             assert first.append(entry)
         read = []
         for _ in range(min(drop, len(entries))):
-            read.append(first.first())
-            first.drop_first()
+            (payload,) = first.first()
+            read.append(payload)
+            first.drop([payload])
         first.close()
         second = Spool(settings)
         found = second.open()
