@@ -71,6 +71,16 @@ class Kernel:
                 log.error("interception could not be put back; trying again", error=str(error))
                 await asyncio.sleep(_RETRY)
 
+    async def drain(self) -> None:
+        """Take no new connections; those that relays have go on. What the kernel refuses is logged."""
+        if self._interception is None:
+            return
+        try:
+            await self._interception.drain()
+        except NetfilterError as error:
+            log.error("interception could not be reduced; taking it away", error=str(error))
+            await self.down()
+
     async def down(self) -> None:
         """Take the rules away. What the kernel refuses is logged: we are on our way out."""
         if self._interception is None:

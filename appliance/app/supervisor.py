@@ -1,8 +1,8 @@
 """The parent of all processes: start them in order, keep them alive, obey signals, stop them in the reverse order.
 
 Up: state directory, database, inspectors, relays, API, and the kernel's rules last, when there is somebody to take the
-connections. Down: the rules first, then relays drain, inspectors read their rings to the end, the API, the database.
-Runs on asyncio's own loop, because uvloop refuses netlink sockets (kernel.md).
+connections. Down: no new connections, relays drain, the rules go, inspectors read their rings to the end, then the API
+and the database. Runs on asyncio's own loop, because uvloop refuses netlink sockets (kernel.md).
 """
 
 import asyncio
@@ -206,11 +206,13 @@ class Supervisor:
         if self._keeping is not None:
             self._keeping.cancel()
         if self._kernel is not None:
-            await self._kernel.down()
+            await self._kernel.drain()
         hurrying = asyncio.create_task(self._kill_when_hurried(), name="hurry")
         for role, patience in (("relay", drain + GRACE), ("inspector", INSPECTORS_TIMEOUT), ("api", API_TIMEOUT)):
             deadline = loop.time() + patience
             await asyncio.gather(*(child.drain(deadline) for child in self._children if child.role == role))
+            if role == "relay" and self._kernel is not None:
+                await self._kernel.down()
         hurrying.cancel()
         if self._database is not None:
             await self._database.stop(now=self._hurry.is_set())

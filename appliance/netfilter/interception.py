@@ -31,6 +31,7 @@ from appliance.netfilter.ruleset import (
     Ruleset,
     Set,
     build,
+    build_draining,
     bypass_set,
     port_key,
     render,
@@ -116,6 +117,18 @@ class Interception:
         if old is not None and (old.table != policy.table):
             raise PolicyError(["table: cannot change while the table is in force; stop first"])
         await self.up(policy)
+
+    async def drain(self) -> None:
+        """Intercept no new connection; packets of those that the listener has still reach it, until ``down``.
+
+        Intercepted traffic of this machine itself (``own_traffic``) has no such grace: its way back cannot be told
+        from that of its new connections.
+        """
+        async with self._busy:
+            if self._policy is not None:
+                existing = self._existing(self._policy.table)
+                flags = existing.flags if existing else None
+                await _beside_the_loop(self._apply, build_draining(self._policy), flags)
 
     async def down(self) -> None:
         """Take away the table, the rules, the routes, and put the switches back. Nothing else is touched."""

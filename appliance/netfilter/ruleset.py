@@ -111,6 +111,15 @@ def build(policy: InterceptPolicy) -> Ruleset:
     return Ruleset(policy.table, flags, tuple(_sets(policy)), tuple(chains))
 
 
+def build_draining(policy: InterceptPolicy) -> Ruleset:
+    """The table while the listener finishes what it has: its connections stay ours, new ones go straight.
+
+    Without rule 1 the packets of those connections would be routed to servers that know nothing of them.
+    """
+    chain = Chain("prerouting", (_ours(policy),), Hook("prerouting", MANGLE))
+    return Ruleset(policy.table, OWNER, (), (chain,))
+
+
 def render(ruleset: Ruleset) -> str:
     """The table in nft's language. It loads with ``nft -f``, but for the owner flag, which only a process can have."""
     flags = [name for bit, name in ((OWNER, "owner"), (PERSIST, "persist")) if ruleset.flags & bit]
@@ -184,11 +193,7 @@ def _hosts(addresses: Iterable[Address]) -> Iterator[Network]:
 
 
 def _prerouting(policy: InterceptPolicy) -> Iterator[Rule]:
-    # Not tied to an interface: the same rule brings home the return traffic of sockets bound to a client's address.
-    yield Rule(
-        "packets of connections we have",
-        (x.l4proto(TCP), x.socket_transparent(), x.set_mark(policy.mark, policy.mask), x.accept()),
-    )
+    yield _ours(policy)
     yield Rule("doctor's probe", (x.interface_is(PROBE_INTERFACE), x.l4proto(TCP), x.goto("divert")))
     if policy.own_traffic:
         yield Rule(
@@ -201,6 +206,14 @@ def _prerouting(policy: InterceptPolicy) -> Iterator[Rule]:
     if policy.ports != "all":
         yield Rule("ports that are not intercepted", (x.port_not_in(TCP, "ports"), x.accept()))
     yield Rule("what is left is ours", (x.l4proto(TCP), x.goto("divert")))
+
+
+def _ours(policy: InterceptPolicy) -> Rule:
+    # Not tied to an interface: the same rule brings home the return traffic of sockets bound to a client's address.
+    return Rule(
+        "packets of connections we have",
+        (x.l4proto(TCP), x.socket_transparent(), x.set_mark(policy.mark, policy.mask), x.accept()),
+    )
 
 
 def _select(policy: InterceptPolicy) -> Iterator[Rule]:

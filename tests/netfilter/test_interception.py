@@ -308,6 +308,23 @@ async def test_replacing_the_policy_under_traffic_loses_no_connection(lab, inter
     assert set(answers) == {intercepted(4), intercepted(6)}
 
 
+@both
+async def test_while_draining_new_connections_go_straight_and_those_that_are_open_go_on(
+    lab, interception, policy, version
+):
+    await lab.listen()
+    await lab.serve()
+    before = kernel_state()
+    await interception.up(policy)
+    async with lab.conversation(ORIGIN[version]) as talk:
+        assert await talk.echo("hello") == "hello"
+        await interception.drain()
+        assert await lab.hear(ORIGIN[version]) == said_by_origin(version)
+        assert await talk.echo("as before") == "as before"
+        await interception.down()
+    assert kernel_state() == before
+
+
 async def test_tear_down_leaves_the_gateway_exactly_as_it_was(lab, interception, policy):
     do("nft add table inet others")
     do("nft add chain inet others input { type filter hook input priority 0 ; }")

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -15,6 +16,7 @@ from appliance.tools.lab.processes import wait_until
 from appliance.tools.lab.product import Weir
 
 MIB = 1 << 20
+_DATABASE_SAYS = re.compile(r"\d{4}-\d\d-\d\d [\d:.]+ [A-Z]+ \[\d+\] ")
 
 
 def processes(weir: Weir) -> dict[str, dict[str, Any]]:
@@ -112,6 +114,10 @@ def _postmasters(weir: Weir) -> list[int]:
 
 
 def said(weir: Weir, *levels: str) -> list[dict[str, Any]]:
-    """Weir's log lines, of these levels only if any are named. Raises ``ValueError`` for a line that is no JSON."""
-    lines = [json.loads(line) for line in weir.process.log.read_text().splitlines()]
+    """Weir's log lines, of these levels only if any are named. Raises ``ValueError`` for a line that is no JSON.
+
+    The database's own lines, which go the same way, are left out.
+    """
+    text = weir.process.log.read_text().splitlines()
+    lines = [json.loads(line) for line in text if not _DATABASE_SAYS.match(line)]
     return [line for line in lines if not levels or line["level"] in levels]
