@@ -17,6 +17,7 @@ LOAD_CPUS = (0,)
 _TICK = os.sysconf("SC_CLK_TCK")
 _IDLE = 0.02  # processor seconds of a proxy that did nothing worth mentioning
 _DRAIN = 60.0
+_STALLED = 3.0  # no new row for so long: what is missing will not come
 _STORED = "SELECT count(*) AS n FROM traffic_records WHERE id >= $1::uuid"
 _LAST = "SELECT extract(epoch FROM max(written))::float8 AS at FROM ring_positions"
 _STORED_IDS = "SELECT request_path FROM traffic_records WHERE id >= $1::uuid"
@@ -118,7 +119,16 @@ def cpu_seconds(namespace: Namespace) -> float:
 def _settled(weir: Weir, since: str, wanted: int, ended: float) -> float:
     # Counting costs the processors that the inspector wants, so it is done seldom; when the last batch was written
     # is known exactly from the position that was committed with it.
-    eventually(lambda: int(weir.sql(_STORED, since)[0]["n"]) >= wanted, _DRAIN, every=0.5)
+    count, changed = -1, time.monotonic()
+
+    def settled() -> bool:
+        nonlocal count, changed
+        now = int(weir.sql(_STORED, since)[0]["n"])
+        if now != count:
+            count, changed = now, time.monotonic()
+        return count >= wanted or time.monotonic() - changed > _STALLED
+
+    eventually(settled, _DRAIN, every=0.5)
     return max(0.0, float(weir.sql(_LAST)[0]["at"]) - ended)
 
 
