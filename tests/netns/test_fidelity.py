@@ -12,14 +12,12 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from appliance.tools.lab import processes, product
 from appliance.tools.lab.clients import REVERSE_PORT
 from appliance.tools.lab.namespaces import ORIGIN_V4, Namespace, Network
-from appliance.tools.lab.processes import eventually
 from appliance.tools.lab.product import Weir
 from tests.netns import bulk, roads, vitals
 from tests.netns.bulk import BulkOrigin, Transfer
@@ -81,23 +79,11 @@ def stalls(transfer: Transfer) -> bool:
     return transfer.bytes == before
 
 
-def row_of(weir: Weir, port: int) -> dict[str, Any]:
-    """The finished row of the connection from this client port."""
-    found: list[dict[str, Any]] = []
-
-    def ended() -> bool:
-        found[:] = weir.sql("SELECT * FROM traffic_logs WHERE source_port = $1 AND duration_ms IS NOT NULL", port)
-        return bool(found)
-
-    assert eventually(ended, every=0.1), f"the connection from port {port} has no finished row"
-    assert len(found) == 1
-    return found[0]
-
-
 @by_every_road
 def test_a_download_is_the_same_at_both_ends_while_its_reader_stalls(
     road: Road, network: Network, weir: Weir, origin: BulkOrigin
 ) -> None:
+    since = vitals.now()
     relay = vitals.pid_of(weir, "relay-0")
     before = vitals.anonymous_bytes(relay)
     name = f"down-{road.name}"
@@ -122,7 +108,7 @@ def test_a_download_is_the_same_at_both_ends_while_its_reader_stalls(
             thread.join(60)
     assert transfer.sha256 is not None
     assert transfer.sha256 == sent.sha256
-    row = row_of(weir, port)
+    row = vitals.row_of(weir, port, since)
     assert (row["listener"], row["bytes_out"], row["missing_bytes"]) == (road.listener, counted[0], 0)
     exchange = weir.sql("SELECT * FROM traffic_records WHERE request_path LIKE $1", f"%/{name}?%")
     assert [one["response_bytes"] for one in exchange] == counted
@@ -132,6 +118,7 @@ def test_a_download_is_the_same_at_both_ends_while_its_reader_stalls(
 def test_an_upload_is_the_same_at_both_ends_while_its_reader_stalls(
     road: Road, network: Network, weir: Weir, origin: BulkOrigin
 ) -> None:
+    since = vitals.now()
     relay = vitals.pid_of(weir, "relay-0")
     before = vitals.anonymous_bytes(relay)
     name = f"up-{road.name}"
@@ -157,7 +144,7 @@ def test_an_upload_is_the_same_at_both_ends_while_its_reader_stalls(
             thread.join(60)
     assert received.sha256 is not None
     assert received.sha256 == transfer.sha256
-    row = row_of(weir, port)
+    row = vitals.row_of(weir, port, since)
     assert (row["listener"], row["bytes_in"], row["missing_bytes"]) == (road.listener, counted[0], 0)
     exchange = weir.sql("SELECT * FROM traffic_records WHERE request_path LIKE $1", f"%/{name}?%")
     assert [one["request_bytes"] for one in exchange] == counted
@@ -178,6 +165,7 @@ def relayed(road: Road, network: Network) -> Iterator[tuple[socket.socket, socke
 
 @by_tunnels
 def test_a_client_that_has_finished_still_hears_its_server(road: Road, network: Network, weir: Weir) -> None:
+    since = vitals.now()
     with relayed(road, network) as (client, server):
         client.sendall(b"all that I have to say")
         client.shutdown(socket.SHUT_WR)
@@ -185,12 +173,13 @@ def test_a_client_that_has_finished_still_hears_its_server(road: Road, network: 
         server.sendall(b"x" * 100_000)
         server.close()
         assert len(roads.exactly(client, 200_000)) == 100_000
-        row = row_of(weir, client.getsockname()[1])
+        row = vitals.row_of(weir, client.getsockname()[1], since)
     assert (row["bytes_in"], row["bytes_out"], row["end_reason"]) == (22, 100_000, "closed")
 
 
 @by_tunnels
 def test_a_server_that_has_finished_still_hears_its_client(road: Road, network: Network, weir: Weir) -> None:
+    since = vitals.now()
     with relayed(road, network) as (client, server):
         server.sendall(b"goodbye")
         server.shutdown(socket.SHUT_WR)
@@ -198,7 +187,7 @@ def test_a_server_that_has_finished_still_hears_its_client(road: Road, network: 
         client.sendall(b"y" * 100_000)
         client.shutdown(socket.SHUT_WR)
         assert len(roads.exactly(server, 200_000)) == 100_000
-        row = row_of(weir, client.getsockname()[1])
+        row = vitals.row_of(weir, client.getsockname()[1], since)
     assert (row["bytes_in"], row["bytes_out"], row["end_reason"]) == (100_000, 7, "closed")
 
 
@@ -209,6 +198,7 @@ def reset(sock: socket.socket) -> None:
 
 @by_tunnels
 def test_a_clients_reset_is_a_reset_for_the_server(road: Road, network: Network, weir: Weir) -> None:
+    since = vitals.now()
     with relayed(road, network) as (client, server):
         client.sendall(b"hello")
         assert roads.exactly(server, 5) == b"hello"
@@ -216,11 +206,12 @@ def test_a_clients_reset_is_a_reset_for_the_server(road: Road, network: Network,
         reset(client)
         with pytest.raises(ConnectionResetError):
             server.recv(1)
-    assert row_of(weir, port)["end_reason"] == "client_reset"
+    assert vitals.row_of(weir, port, since)["end_reason"] == "client_reset"
 
 
 @by_tunnels
 def test_a_servers_reset_is_a_reset_for_the_client(road: Road, network: Network, weir: Weir) -> None:
+    since = vitals.now()
     with relayed(road, network) as (client, server):
         server.sendall(b"hello")
         assert roads.exactly(client, 5) == b"hello"
@@ -228,7 +219,7 @@ def test_a_servers_reset_is_a_reset_for_the_client(road: Road, network: Network,
         reset(server)
         with pytest.raises(ConnectionResetError):
             client.recv(1)
-    assert row_of(weir, port)["end_reason"] == "server_reset"
+    assert vitals.row_of(weir, port, since)["end_reason"] == "server_reset"
 
 
 def test_the_last_bytes_before_a_reset_reach_the_other_side(network: Network, weir: Weir) -> None:

@@ -6,13 +6,11 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from appliance.tools.lab import product
 from appliance.tools.lab.namespaces import ORIGIN_V4, Network
 from appliance.tools.lab.origins import BANNER, ECHO_PORT, EchoOrigin, HttpOrigin
 from appliance.tools.lab.processes import eventually
-from appliance.tools.lab.product import Weir
 from tests.netns import load, roads, vitals
 from tests.netns.conftest import StartWeir, make_place
 from tests.netns.load import assert_each_is_stored_once, until
@@ -30,6 +28,7 @@ class Talk:
     """A conversation of words that come back, in a thread of its own."""
 
     def __init__(self, network: Network) -> None:
+        self.since = vitals.now()
         self.sock = network.client.connect(ORIGIN_V4, ECHO_PORT, timeout=30)
         self.port = self.sock.getsockname()[1]
         self.said = 0
@@ -54,14 +53,6 @@ class Talk:
             self.faithful = self.faithful and back == word
 
 
-def row_of(weir: Weir, port: int) -> dict[str, Any]:
-    """The finished row of the connection from this client port."""
-    statement = "SELECT * FROM traffic_logs WHERE source_port = $1 AND duration_ms IS NOT NULL"
-    until(lambda: bool(weir.sql(statement, port)), f"the connection from port {port} has no finished row")
-    (row,) = weir.sql(statement, port)
-    return row
-
-
 def test_a_full_ring_never_slows_traffic_and_says_how_many_bytes_are_missing(
     network: Network, http: HttpOrigin, echo: EchoOrigin, start_weir: StartWeir
 ) -> None:
@@ -73,7 +64,7 @@ def test_a_full_ring_never_slows_traffic_and_says_how_many_bytes_are_missing(
             running.more(100)
         assert running.failed == []
     assert talk.faithful and talk.returned == WORDS * WORD
-    row = row_of(weir, talk.port)
+    row = vitals.row_of(weir, talk.port, talk.since)
     relayed = 2 * WORDS * WORD + len(BANNER)
     assert row["bytes_in"] + row["bytes_out"] == relayed
     assert relayed - RING <= row["missing_bytes"] < relayed
@@ -106,7 +97,7 @@ def test_pausing_loses_no_byte_and_goes_on_when_there_is_room(
         running.more(20)
     assert talk.faithful and talk.returned == WORDS * WORD
     assert running.failed == []
-    assert row_of(weir, talk.port)["missing_bytes"] == 0
+    assert vitals.row_of(weir, talk.port, talk.since)["missing_bytes"] == 0
     assert_each_is_stored_once(weir, http, "pause")
     assert vitals.total(weir, "weir_ring_gap_bytes_total") == 0
 

@@ -7,7 +7,8 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,30 @@ def anonymous_bytes(pid: int) -> int:
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
     raise LookupError(f"process {pid} has no memory")
+
+
+def now() -> datetime:
+    """The time, as rows have it. Client ports come again, so rows are looked up by port and time."""
+    return datetime.now(UTC)
+
+
+def rows_of(weir: Weir, ports: Collection[int], since: datetime) -> list[dict[str, Any]]:
+    """The rows of connections from these client ports once all have ended; exactly one for each."""
+    statement = "SELECT * FROM traffic_logs WHERE source_port = ANY($1) AND timestamp >= $2 AND duration_ms IS NOT NULL"
+    found: list[dict[str, Any]] = []
+
+    def all_ended() -> bool:
+        found[:] = weir.sql(statement, list(ports), since)
+        return len(found) >= len(ports)
+
+    wait_until(all_ended, f"{len(ports)} connections had no finished rows", 15.0)
+    assert sorted(row["source_port"] for row in found) == sorted(ports)
+    return found
+
+
+def row_of(weir: Weir, port: int, since: datetime) -> dict[str, Any]:
+    """The row of the connection from this client port once it has ended."""
+    return rows_of(weir, [port], since)[0]
 
 
 def total(weir: Weir, name: str) -> float:

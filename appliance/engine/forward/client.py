@@ -391,7 +391,7 @@ class ForwardClient(asyncio.Protocol):
         self._resume(_BY_PENDING)
         if self._intake.pending:
             self._read_head()
-        elif self._eof:
+        if self._eof and self._phase is Phase.HEAD:
             self._hang_up()
 
     def _failed(self, status: int, end: End, text: str) -> None:
@@ -427,7 +427,12 @@ class ForwardClient(asyncio.Protocol):
             self._transport.close()
 
     def _hang_up(self) -> None:
-        """Close a connection on which nothing is under way."""
+        """Close a connection on which nothing is under way, or no more than the beginning of a head."""
+        unsent = self._intake.rest()
+        if unsent:
+            self._account.open(None)
+            self._account.sent(unsent)
+            self._account.ends(End.CLIENT_GONE, "the client left in the middle of a request's head")
         self._phase = Phase.CLOSING
         self._drop_upstream()
         self._transport.close()
