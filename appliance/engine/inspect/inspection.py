@@ -175,7 +175,7 @@ class Inspection:
         if exchange.domain is None:
             if connection.domain is not None:
                 exchange = exchange._replace(domain=connection.domain)
-        elif connection.domain is None and not Endpoint(exchange.domain, 0).is_literal:
+        elif self.exchanges == 1 and connection.domain is None and not _is_address(exchange.domain):
             self.connection = dataclasses.replace(connection, domain=exchange.domain, domain_source="host")
         if connection.headers_only:
             exchange = exchange._replace(missing=exchange.missing | Missing.NOT_RECORDED)
@@ -251,3 +251,7 @@ class Inspection:
                 self.protocol = event.protocol or self.protocol
             done += fold.add(event)
         return done
+
+
+def _is_address(domain: str) -> bool:
+    return Endpoint(domain.strip("[]"), 0).is_literal

@@ -44,6 +44,9 @@ class Entry(NamedTuple):
     data: bytes
 
 
+_new = tuple.__new__  # a named tuple's own constructor costs a Python frame, and there is one entry per chunk
+
+
 class RingReader:
     """One ring file and its consumer."""
 
@@ -101,7 +104,7 @@ class RingReader:
             start = position
             position += (length + 31) & ~15
             self.position = position
-            yield Entry(kind, stream, at, start, data)
+            yield _new(Entry, (kind, stream, at, start, data))
         self.position = position
 
     def connection(self, slot: int) -> Connection:
