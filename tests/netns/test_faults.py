@@ -6,6 +6,7 @@ Faults last for a few seconds; with ``WEIR_TEST_FULL=1`` in the environment for 
 import contextlib
 import logging
 import os
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -87,6 +88,22 @@ def test_an_inspector_killed_again_and_again_costs_neither_a_connection_nor_a_ro
         assert echoes(long_lived)
     assert running.failed == []
     assert_each_is_stored_once(weir, http, "noinspector")
+
+
+def test_an_inspector_and_the_database_killed_at_once_cost_no_row(
+    network: Network, http: HttpOrigin, weir: Weir
+) -> None:
+    with load.load(network.client, "both", rate=400, connections=16) as running:
+        running.more(200)
+        pids = [vitals.pid_of(weir, name) for name in ("inspector-0", "inspector-1")]
+        with vitals.database_held_down(weir):
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+            running.more(200)
+            assert not {vitals.pid_of(weir, name) for name in ("inspector-0", "inspector-1")} & set(pids)
+            running.more(100)
+    assert running.failed == []
+    assert_each_is_stored_once(weir, http, "both", timeout=60)
 
 
 def test_an_api_that_dies_comes_back_and_nobody_else_notices(network: Network, http: HttpOrigin, weir: Weir) -> None:

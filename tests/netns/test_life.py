@@ -81,7 +81,7 @@ def test_a_supervisor_that_is_killed_leaves_an_open_road_and_the_next_one_finds_
     with product.weir(network.gateway, place, document, hosts=hosts) as weir:
         assert_each_is_stored_once(weir, http, "before")
         assert peer_of_a_new_connection(network, echo) == OUTSIDE_V4
-        until(lambda: len(list((weir.state / "rings").iterdir())) == 1, "rings of before are left over")
+        until(lambda: len(list((weir.state / "rings").glob("*.ring"))) == 1, "rings of before are left over")
     assert tables(network) == untouched
     assert network.gateway.processes() == []
 

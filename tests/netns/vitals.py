@@ -17,6 +17,7 @@ from appliance.tools.lab.processes import wait_until
 from appliance.tools.lab.product import Weir
 
 MIB = 1 << 20
+RESTART = 30.0  # seconds; the back-off of what was killed several times is long
 _DATABASE_SAYS = re.compile(r"\d{4}-\d\d-\d\d [\d:.]+ [A-Z]+ \[\d+\] ")
 
 
@@ -33,11 +34,11 @@ def pid_of(weir: Weir, name: str) -> int:
     def look() -> bool:
         with contextlib.suppress(LabFailed, KeyError):  # an API that is just being started again
             child = processes(weir)[name]
-            if child["state"] == "ready":
+            if child["state"] == "ready" and child["pid"] is not None:  # dead, and not noticed yet
                 found.append(int(child["pid"]))
         return bool(found)
 
-    wait_until(look, f"{name} was not ready")
+    wait_until(look, f"{name} was not ready", RESTART)
     return found[0]
 
 
@@ -45,7 +46,7 @@ def kill(weir: Weir, name: str) -> int:
     """SIGKILL to a child; returns once another one is ready in its place, with the new process id."""
     before = pid_of(weir, name)
     os.kill(before, signal.SIGKILL)
-    wait_until(lambda: pid_of(weir, name) != before, f"{name} was not started again", 20.0)
+    wait_until(lambda: pid_of(weir, name) != before, f"{name} was not started again", RESTART)
     return pid_of(weir, name)
 
 

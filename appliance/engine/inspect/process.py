@@ -122,6 +122,7 @@ class Inspector:
         work.reader.close()
         self._work = None
         path.unlink(missing_ok=True)
+        resume.drop_note(path)
 
     async def _settle(self, work: RingWork) -> None:
         """Make everything that was read durable."""
@@ -143,7 +144,7 @@ class Inspector:
 
         async def write() -> None:
             await self._recorder.write(batch, reader.path.name, number, checkpoint.resume)
-            reader.commit(resume.decode(checkpoint.resume).position)
+            resume.write_note(reader.path, number, checkpoint.resume)
             reader.release(checkpoint.tail)
 
         # What is raised in there is our own fault, not the database's (the recorder spools then): better to die and
@@ -160,10 +161,11 @@ class Inspector:
         if position is not None:
             self._number = position.position
             return resume.decode(position.resume)
-        if reader.committed:
-            # Somebody committed, and the database cannot be asked what: take the ring's own note of it.
-            self._number += DISTRUST
-            return resume.Resume(reader.committed, {})
+        noted = resume.read_note(reader.path)
+        if noted is not None:
+            # Somebody committed, and the database cannot be asked what: there may be one more than was noted.
+            self._number = noted[0] + DISTRUST
+            return noted[1]
         self._number = 0
         return resume.START
 

@@ -113,8 +113,8 @@ class TapLine:
     """One connection's part of the ring.
 
     ``on_pause(True)`` is called when reading must stop until there is room (``on_overload: pause``), at once when that
-    is so already, then ``on_pause(False)``. Control records are never lost: while the ring has no room they wait here, and what must
-    come after them waits too, or is counted as missing.
+    is so already, then ``on_pause(False)``. Control records are never lost: while the ring has no room they wait here,
+    and what must come after them waits too, or is counted as missing.
     """
 
     __slots__ = ("_backlog", "_closed", "_on_pause", "_slot", "connection", "directions", "tap")

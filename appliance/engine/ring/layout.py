@@ -45,7 +45,7 @@ BY_FULL_RING = 1  # the inspector was too slow
 
 # Indexes of the 64-bit words of page 0.
 W_MAGIC, W_SIZE, W_SLOTS, W_EPOCH = 0, 1, 2, 3
-W_HEAD, W_TAIL, W_DROPPED, W_DROPPED_BYTES, W_FINISHED, W_COMMITTED = 8, 16, 24, 25, 32, 40
+W_HEAD, W_TAIL, W_DROPPED, W_DROPPED_BYTES, W_FINISHED = 8, 16, 24, 25, 32
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,6 @@ from appliance.engine.ring.layout import (
     PAD,
     PAGE,
     SLOT_BYTES,
-    W_COMMITTED,
     W_FINISHED,
     W_HEAD,
     W_TAIL,
@@ -128,15 +127,6 @@ class RingReader:
         """Let the writer overwrite everything before ``position``."""
         if position > self._map.words[W_TAIL]:
             self._map.words[W_TAIL] = position
-
-    @property
-    def committed(self) -> int:
-        """The position up to which rows were durable when last noted here; the database knows better."""
-        return self._map.words[W_COMMITTED]
-
-    def commit(self, position: int) -> None:
-        """Note that the rows of everything before ``position`` are durable."""
-        self._map.words[W_COMMITTED] = position
 
     def close(self) -> None:
         """Unmap."""

@@ -116,6 +116,7 @@ async def test_a_finished_ring_is_deleted_only_after_its_last_row(tmp_path: Path
     tap.close()
     await until(lambda: not tap.ring.path.exists())
     assert recorder.targets == ["/1"]
+    assert list(tmp_path.iterdir()) == []
     running.draining = True
     await task
 
@@ -155,7 +156,29 @@ async def test_a_protocol_that_is_switched_off_is_not_understood(tmp_path: Path)
     assert recorder.ends == [End.CLOSED]
 
 
-async def test_when_the_database_cannot_be_asked_the_rings_own_note_is_believed(tmp_path: Path) -> None:
+async def test_a_message_half_way_at_the_last_commit_is_whole_even_if_the_database_cannot_be_asked(
+    tmp_path: Path,
+) -> None:
+    tap = relay(tmp_path, 0)
+    here = Endpoint("127.0.0.1", 80)
+    line = tap.open(Connection(os.urandom(16), 1, "transparent", here, here))
+    line.copy(TO_SERVER, REQUEST % 1)
+    talk(tap, 2)
+    running = inspector(tmp_path, Recorder())
+    running.draining = True
+    await running.run()
+    line.copy(TO_CLIENT, RESPONSE)
+    line.close(Closed(5, End.CLOSED, 0, 0))
+    tap.close()
+    blind = Recorder()
+    running = inspector(tmp_path, blind)
+    running.draining = True
+    await running.run()
+    (exchange,) = [row for row in blind.durable if isinstance(row, Exchange)]
+    assert (exchange.target, exchange.status_code, exchange.missing) == ("/1", 204, Missing.NONE)
+
+
+async def test_when_the_database_cannot_be_asked_the_note_beside_the_ring_is_believed(tmp_path: Path) -> None:
     tap = relay(tmp_path, 0)
     talk(tap, 1)
     first = Recorder()
