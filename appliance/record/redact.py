@@ -42,6 +42,8 @@ class Content(NamedTuple):
     redacted: bool = False
 
 
+_REDACTED = int(Missing.REDACTED)  # plain: an IntFlag's operators cost a microsecond
+
 NOTHING = Content(b"", None)
 
 
@@ -85,15 +87,17 @@ class Redactor:
         missing = exchange.missing
         if self._enabled:
             before = self._tokens.made
-            request_head = self._detectors.head(request_head, request_low)
+            clean = self._detectors.head(request_head, request_low)
+            if clean is not request_head or target.encode("utf-8", "surrogateescape") not in request_head:
+                target = self.text(target)  # else it is part of a head in which nothing was found
+                request_head = clean
             response_head = self._detectors.head(response_head, response_low)
-            target = self.text(target)
             domain = domain and self.host(domain)
             error = error and self.text(error)
             if metadata:
                 metadata = self._mapping(metadata, 0)
             if self._tokens.made != before:
-                missing |= Missing.REDACTED
+                missing |= _REDACTED
         request = self._body(exchange.request, request_low) if exchange.request.length else NOTHING
         response = self._body(exchange.response, response_low) if exchange.response.length else NOTHING
         if request is not NOTHING or response is not NOTHING:
@@ -207,12 +211,11 @@ class Redactor:
     def _mapping(self, mapping: dict[str, Any], depth: int) -> dict[str, Any]:
         clean = {}
         for name, value in mapping.items():
-            if isinstance(value, str | int | float) and not isinstance(value, bool):
-                token = self._detectors.value(name.encode("utf-8", "replace"), str(value).encode("utf-8", "replace"))
-                if token is not None:
-                    clean[name] = token.decode()
-                    continue
-            clean[name] = self._metadata(value, depth + 1)
+            kind = self._detectors.kind(name.encode("utf-8", "replace"))
+            if kind is not None and isinstance(value, str | int | float) and not isinstance(value, bool):
+                clean[name] = self._tokens.token(kind, str(value).encode("utf-8", "replace")).decode()
+            else:
+                clean[name] = self._metadata(value, depth + 1)
         return clean
 
     def _metadata(self, value: Any, depth: int) -> Any:

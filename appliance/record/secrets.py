@@ -86,12 +86,15 @@ class Detectors:
 
     def url(self, text: bytes) -> bytes:
         """Text that may hold URLs: parameters, user information, JSON Web Tokens, well-known keys."""
-        clean = self._parameters(text) if b"=" in text or b"%3" in text else text
+        low = text.lower().decode("latin-1")
+        clean = text
+        if ("=" in low or "%3" in low) and (self._always or text_may_hold_fields(low)):
+            clean = self._parameters(text)
         made = self._tokens.made
         if b"@" in clean:
             replaced = _USER_INFORMATION.sub(lambda found: found[1] + self._token("password", found[2]) + b"@", clean)
             clean = clean if self._tokens.made == made else replaced
-        return self._keys(clean) if text_may_hold_keys(clean.lower().decode("latin-1")) else clean
+        return self._keys(clean) if text_may_hold_keys(low) else clean
 
     def text(self, data: bytes, *, is_json: bool) -> bytes:
         """A textual body: fields of JSON, forms, multipart and XML; then whatever looks like a key or a card number."""
@@ -104,10 +107,9 @@ class Detectors:
             clean = _CARD.sub(lambda found: self._card(found, is_json), clean)
         return data if self._tokens.made == made else clean
 
-    def value(self, name: bytes, value: bytes) -> bytes | None:
-        """The token for a named value that is a secret by its name, else None."""
-        kind = self._names.kind(name)
-        return None if kind is None else self._token(kind, value)
+    def kind(self, name: bytes) -> str | None:
+        """The type of secret that a value under this name is, None when it is none."""
+        return self._names.kind(name)
 
     # Heads
 
@@ -219,7 +221,11 @@ class Detectors:
 
 
 def head_may_hold_secrets(low: bytes) -> bool:
-    """Whether a lower-cased head deserves a closer look: searches at C speed, on text, which is twice as fast."""
+    """Whether a lower-cased head deserves a closer look: searches at C speed, on text, which is twice as fast.
+
+    Most heads hold no secret, and this runs for every one: what can only matter together with something else is asked
+    last.
+    """
     text = low.decode("latin-1")
     return (
         "auth" in text
@@ -229,10 +235,20 @@ def head_may_hold_secrets(low: bytes) -> bool:
         or "secret" in text
         or "pass" in text
         or "sess" in text
+        or "pwd" in text
+        or "otp" in text
+        or "sid" in text
+        or "sig" in text
+        or "card" in text
         or "eyj" in text
-        or "?" in text
         or "@" in text
-        or "#" in text
+        or "akia" in text
+        or "asia" in text
+        or "aiza" in text
+        or "xox" in text
+        or "glpat-" in text
+        or ("_" in text and text_may_hold_keys(text))
+        or (("?" in text or "#" in text) and text_may_hold_fields(text))
     )
 
 
