@@ -7,7 +7,9 @@ test does to them, leaving takes down every process that lives in the namespaces
 
 import contextlib
 import os
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,17 +39,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home() -> Iterator[Path]:
     """A directory that the service user and the origin's workers may enter."""
-    return _enterable(tmp_path_factory.mktemp("lab"))
+    with _enterable_directory() as path:
+        yield path
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cluster() -> Iterator[Path]:
     """A database cluster that never ran, to be copied: making one takes seconds."""
-    path = _enterable(tmp_path_factory.mktemp("cluster")) / "postgres"
-    Cluster(EmbeddedSettings(directory=path, user=product.SERVICE_USER)).prepare()
-    return path
+    with _enterable_directory() as path:
+        Cluster(EmbeddedSettings(directory=path / "postgres", user=product.SERVICE_USER)).prepare()
+        yield path / "postgres"
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +111,12 @@ def make_place(place: Path, cluster: Path) -> Path:
     return place
 
 
-def _enterable(path: Path) -> Path:
-    for folder in (path, *path.parents[:2]):
-        folder.chmod(0o755)
-    return path
+@contextlib.contextmanager
+def _enterable_directory() -> Iterator[Path]:
+    # Not below pytest's own directory: every run of pytest takes everybody's right to enter that away.
+    path = Path(tempfile.mkdtemp(prefix="weir-netns-"))
+    path.chmod(0o755)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)

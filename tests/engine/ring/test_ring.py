@@ -20,7 +20,14 @@ EVERYTHING = 1 << 60
 
 def connection(name: str = "client", user: str | None = None, detail: str = "") -> Connection:
     return Connection(
-        os.urandom(16), 1, "mixed", Endpoint(name, 1), Endpoint("192.0.2.1", 80), domain="d" * 255, user=user, detail=detail
+        os.urandom(16),
+        1,
+        "mixed",
+        Endpoint(name, 1),
+        Endpoint("192.0.2.1", 80),
+        domain="d" * 255,
+        user=user,
+        detail=detail,
     )
 
 
