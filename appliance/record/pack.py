@@ -119,13 +119,17 @@ Connection: keep-alive
 """.replace(b"\n", b"\r\n")
 
 
+_pack_lengths = _LENGTHS.pack
+_LZ4_HEADS_1 = int(HeadsFormat.LZ4_HEADS_1)
+
+
 def pack_heads(request_head: bytes, response_head: bytes) -> bytes:
     """Both heads as one blob, about a third of their size."""
     both = request_head + response_head
     packed: bytes = _compress_lz4(both, store_size=False, dict=HEADS_1)
     if len(packed) >= len(both):
         return _LENGTHS.pack(HeadsFormat.RAW, len(request_head), len(both)) + both
-    return _LENGTHS.pack(HeadsFormat.LZ4_HEADS_1, len(request_head), len(both)) + packed
+    return _pack_lengths(_LZ4_HEADS_1, len(request_head), len(both)) + packed
 
 
 def unpack_heads(blob: bytes) -> tuple[bytes, bytes]:

@@ -11,7 +11,7 @@ import tempfile
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from appliance.dissectors.kit.content import Limit, decode
 from appliance.model.connection import ConnectionRecord
@@ -42,6 +42,9 @@ class Content(NamedTuple):
     redacted: bool = False
 
 
+REMEMBERED_METADATA = 1024
+
+_new: Final = tuple.__new__  # a named tuple's own constructor costs a Python frame, and this is per exchange
 _REDACTED = int(Missing.REDACTED)  # plain: an IntFlag's operators cost a microsecond
 
 NOTHING = Content(b"", None)
@@ -72,6 +75,7 @@ class Redactor:
         self._detectors = Detectors(self._tokens, settings.names)
         self._unchanged: dict[bytes, None] = {}  # digests of bodies that were searched and hold nothing
         self._forms: dict[bytes, Content] = {}  # by the digest of what was sent
+        self._clean_metadata: dict[tuple[tuple[str, Any], ...], None] = {}
 
     @property
     def replaced(self) -> int:
@@ -81,25 +85,24 @@ class Redactor:
     def exchange(self, exchange: Exchange) -> Redacted:
         """Everything of the exchange that may hold a secret, without its secrets."""
         request_head, response_head = exchange.request_head, exchange.response_head
-        request_low, response_low = request_head.lower(), response_head.lower()
         target, domain, error = exchange.target, exchange.domain, exchange.error
         metadata = exchange.metadata
         missing = exchange.missing
         if self._enabled:
             before = self._tokens.made
-            clean = self._detectors.head(request_head, request_low)
+            clean = self._detectors.head(request_head)
             if clean is not request_head or target.encode("utf-8", "surrogateescape") not in request_head:
                 target = self.text(target)  # else it is part of a head in which nothing was found
                 request_head = clean
-            response_head = self._detectors.head(response_head, response_low)
+            response_head = self._detectors.head(response_head)
             domain = domain and self.host(domain)
             error = error and self.text(error)
             if metadata:
-                metadata = self._mapping(metadata, 0)
+                metadata = self._whole_metadata(metadata)
             if self._tokens.made != before:
                 missing |= _REDACTED
-        request = self._body(exchange.request, request_low) if exchange.request.length else NOTHING
-        response = self._body(exchange.response, response_low) if exchange.response.length else NOTHING
+        request = self._body(exchange.request, exchange.request_head) if exchange.request.length else NOTHING
+        response = self._body(exchange.response, exchange.response_head) if exchange.response.length else NOTHING
         if request is not NOTHING or response is not NOTHING:
             if request.redacted or response.redacted:
                 missing |= Missing.REDACTED
@@ -113,7 +116,9 @@ class Redactor:
                     metadata["request_body"] = request.note
                 if response.note:
                     metadata["response_body"] = response.note
-        return Redacted(request_head, response_head, target, domain, error, request, response, metadata, missing)
+        return _new(
+            Redacted, (request_head, response_head, target, domain, error, request, response, metadata, missing)
+        )
 
     def connection(self, record: ConnectionRecord) -> ConnectionRecord:
         """The connection's record with the free texts in it clean; usually the very same."""
@@ -159,7 +164,8 @@ class Redactor:
                 return _as_sent(body, whole)
             if digest in self._forms:
                 return self._forms[digest]
-        content = self._searched(body, whole, _header(head, b"\ncontent-type:"), _header(head, b"\ncontent-encoding:"))
+        low = head.lower()
+        content = self._searched(body, whole, _header(low, b"\ncontent-type:"), _header(low, b"\ncontent-encoding:"))
         if digest is not None:
             if content.data is body.head:
                 if len(self._unchanged) >= REMEMBERED_BODIES:
@@ -207,6 +213,21 @@ class Redactor:
         return Content(clean, None, note, truncated=truncated, redacted=clean is not content)
 
     # Metadata
+
+    def _whole_metadata(self, metadata: dict[str, Any]) -> dict[str, Any]:
+        """An exchange's metadata. Most of it says what it said before, and was clean."""
+        try:
+            items = tuple(metadata.items())
+            if items in self._clean_metadata:
+                return metadata
+        except TypeError:  # it holds lists
+            return self._mapping(metadata, 0)
+        clean = self._mapping(metadata, 0)
+        if clean == metadata:
+            if len(self._clean_metadata) >= REMEMBERED_METADATA:
+                self._clean_metadata.clear()
+            self._clean_metadata[items] = None
+        return clean
 
     def _mapping(self, mapping: dict[str, Any], depth: int) -> dict[str, Any]:
         clean = {}
@@ -264,7 +285,7 @@ def _make_key(path: Path) -> None:
 
 def _as_sent(body: Body, whole: bool) -> Content:
     if whole:
-        return Content(body.head, body.digest)
+        return _new(Content, (body.head, body.digest, None, False, False))
     return Content(body.head + body.tail, None, _sizes(body), truncated=len(body.head) + len(body.tail) < body.length)
 
 

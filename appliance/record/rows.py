@@ -41,6 +41,7 @@ BODY_COLUMNS = ("hash", "day", "format", "size_original", "size_compressed", "da
 
 _RECORD_START = struct.Struct("!hi16siq").pack
 _DOUBLE = struct.Struct("!id").pack
+_RECORD_TIMES = struct.Struct("!hi16siqidid").pack  # the start, where both times are known
 _RECORD_NUMBERS = struct.Struct("!iqiqiiihih").pack
 _RECORD_CONNECTION = struct.Struct("!i16siiii").pack
 _LOG_START = struct.Struct("!hi16siq").pack
@@ -75,10 +76,18 @@ class RowEncoder:
         size = exchange.request.length + exchange.response.length
         code = exchange.status_code
         texts = self._texts
+        if first and ended:
+            begin = _RECORD_TIMES(
+                25, 16, id, 8, _timestamp(started), 8, (first - started) / 1e6, 8, (ended - started) / 1e6
+            )
+        else:
+            begin = (
+                _RECORD_START(25, 16, id, 8, _timestamp(started))
+                + (_DOUBLE(8, (first - started) / 1e6) if first else NULL)
+                + (_DOUBLE(8, (ended - started) / 1e6) if ended else NULL)
+            )
         parts = (
-            _RECORD_START(25, 16, id, 8, _timestamp(started)),
-            _DOUBLE(8, (first - started) / 1e6) if first else NULL,
-            _DOUBLE(8, (ended - started) / 1e6) if ended else NULL,
+            begin,
             _RECORD_NUMBERS(
                 8,
                 exchange.request_bytes,

@@ -12,6 +12,7 @@ from hashlib import blake2b
 
 TOKEN_BYTES = 8
 _REMEMBERED = 4096  # tokens, and names; both are cheap to compute again
+_LONGEST_LINES = 1024  # bytes of header lines that are remembered: together at most 4 MiB
 _LONGEST_REMEMBERED = 256  # bytes: a peer that sends long ones may not fill our memory with them
 
 
@@ -72,17 +73,36 @@ class Detectors:
         self._tokens = tokens
         self._token = tokens.token
         self._names = Names(further_names)
+        self._clean: dict[bytes, None] = {}  # header lines in which nothing was found
         # With names of the user's, any head and any text may hold one: the quick refusal would have to know them.
         self._always = bool(tuple(further_names))
 
-    def head(self, head: bytes, low: bytes | None = None) -> bytes:
-        """A message head: start line and header lines. ``low`` is the head in lower case, if the caller has it."""
-        if low is None:
-            low = head.lower()
-        if not (self._always or head_may_hold_secrets(low)):
+    def head(self, head: bytes) -> bytes:
+        """A message head: start line and header lines.
+
+        Peers repeat their header lines to the letter, so the lines below a start line that were found clean are
+        remembered, and only the start line is looked at again.
+        """
+        end = head.find(b"\n")
+        lines = head[end:]
+        if lines in self._clean and not self._start_line_may_hold_secrets(head[:end]):
             return head
-        clean = self._header_lines(head)
-        return self.url(clean)
+        clean = head
+        if self._always or head_may_hold_secrets(head.lower()):
+            clean = self.url(self._header_lines(head))
+        if clean is head and len(lines) <= _LONGEST_LINES:
+            if len(self._clean) >= _REMEMBERED:
+                self._clean.clear()
+            self._clean[lines] = None
+        return clean
+
+    def _start_line_may_hold_secrets(self, line: bytes) -> bool:
+        text = line.lower().decode("latin-1")
+        if "@" in text or "%" in text:
+            return True
+        if "=" in text and (self._always or text_may_hold_fields(text)):
+            return True
+        return text_may_hold_keys(text)
 
     def url(self, text: bytes) -> bytes:
         """Text that may hold URLs: parameters, user information, JSON Web Tokens, well-known keys."""

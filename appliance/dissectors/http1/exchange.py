@@ -14,6 +14,7 @@ from appliance.model.exchange import EMPTY, Exchange, Missing
 
 PROTOCOL: Final = "http/1.1"
 MAX_INTERIM: Final = 16  # status codes of interim responses that are listed
+_FORMATS_BEGIN: Final = frozenset(b"{[<\xef \t\r\n")  # how JSON and XML may begin, a byte order mark included
 _STATUS: Final = {code: str(code) for code in range(1000)} | {0: ""}
 
 
@@ -135,6 +136,8 @@ def _error(request: Request, response: Response) -> str | None:
 
 
 def _note_format(metadata: dict[str, Any], key: str, message: Request | Response) -> None:
+    if message.body.head[0] not in _FORMATS_BEGIN:
+        return
     kind = format_of(message.fields.media_type, message.body.head[:64])
     if kind is not None:
         metadata[key] = kind
