@@ -21,6 +21,7 @@ from appliance.model.endpoint import Endpoint, parse_endpoint
 
 _ABSOLUTE = re.compile(rb"(?i:(https?))://([^/?#]+)([^#]*)")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+MAX_NAME = 262  # bytes of an authority: a host name (RFC 1035 §2.3.4), its last dot, and a port
 
 
 class Destination(NamedTuple):
@@ -179,9 +180,9 @@ def bare_host(authority: bytes) -> str:
 
 
 def domain_of(authority: bytes) -> str | None:
-    """The same when it is a name; None for an address and for nothing."""
+    """The same when it is a name; None for an address, for nothing, and for what is too long to be a name."""
     host, is_name = _host(authority)
-    return host if is_name else None
+    return host if is_name and len(authority) <= MAX_NAME else None
 
 
 def _host(authority: bytes) -> tuple[str, bool]:

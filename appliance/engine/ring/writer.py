@@ -37,9 +37,11 @@ from appliance.model.connection import Connection
 
 Put = Callable[[int, "bytes | memoryview", int], bool]
 
-# Together with two host names of 255 bytes these fit a slot.
+# Bytes of a slot's texts when they are too long together. Names come from clients: what is cut here would be written
+# over the next connection's slot.
 _DETAIL_LIMIT = 96
 _USER_LIMIT = 64
+_NAME_LIMIT = 255  # a host name's own limit (RFC 1035 §2.3.4)
 
 
 class RingWriter:
@@ -112,8 +114,19 @@ class RingWriter:
 
 
 def _shortened(connection: Connection) -> Connection:
-    user = connection.user[:_USER_LIMIT] if connection.user else connection.user
-    return dataclasses.replace(connection, detail=connection.detail[:_DETAIL_LIMIT], user=user)
+    domain, user = connection.domain, connection.user
+    return dataclasses.replace(
+        connection,
+        server=connection.server._replace(host=_cut(connection.server.host, _NAME_LIMIT)),
+        detail=_cut(connection.detail, _DETAIL_LIMIT),
+        domain=domain and _cut(domain, _NAME_LIMIT),
+        user=user and _cut(user, _USER_LIMIT),
+    )
+
+
+def _cut(text: str, limit: int) -> str:
+    """The beginning of a text that is at most so many bytes of UTF-8."""
+    return text.encode("utf-8", "replace")[:limit].decode("utf-8", "ignore")
 
 
 def _producer(mapping: layout.Mapping, gaps: bool) -> Put:

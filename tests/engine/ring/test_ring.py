@@ -1,5 +1,6 @@
 """The ring: what was put is read, in order, or declared missing; never anything else."""
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -159,6 +160,19 @@ def test_long_texts_are_shortened_to_fit_the_slot(writer: RingWriter) -> None:
     read = RingReader(writer.path).connection(slot)
     assert read.client.host == "n" * 255
     assert read.detail.startswith("dddd")
+
+
+@pytest.mark.parametrize("name", ["h" * 60_000, "\ufffd" * 255, "é" * 400])
+def test_a_name_that_a_client_made_up_does_not_reach_into_the_next_slot(writer: RingWriter, name: str) -> None:
+    first, second = writer.take_slot(connection()), writer.take_slot(connection("neighbour"))
+    assert first is not None and second is not None
+    long = dataclasses.replace(connection(detail="d" * 500), server=Endpoint(name, 80), domain=name)
+    writer.describe(first, long)
+    reader = RingReader(writer.path)
+    assert reader.connection(second).client.host == "neighbour"
+    read = reader.connection(first)
+    assert read.id == long.id and read.domain is not None and name.startswith(read.domain)
+    assert read.server.host == read.domain and len(read.domain.encode()) in range(250, 256)
 
 
 def test_a_file_that_is_no_ring_is_refused(tmp_path: Path) -> None:
