@@ -274,10 +274,11 @@ def own_addresses(document: Document) -> frozenset[Endpoint]:
     """What no client may reach through us: our own listeners and our API (features K4, O12)."""
     proxy = document.proxy
     bound = [*proxy.bind_address] if listens(document, "socks") else []
-    bound += proxy.transparent.bind_address if proxy.transparent and listens(document, "transparent") else ()
     bound += proxy.direct_http.bind_address if proxy.direct_http and listens(document, "direct_http") else ()
     bound += document.api.bind_address if document.api.enabled else ()
-    return frozenset(_endpoints(tuple(bound)))
+    transparent = proxy.transparent if listens(document, "transparent") else None
+    intercepted = _both_loopbacks(transparent.bind_address) if transparent else ()
+    return frozenset((*_endpoints(tuple(bound)), *intercepted))
 
 
 def _socks(document: Document) -> SocksSettings:

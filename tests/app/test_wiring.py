@@ -100,6 +100,13 @@ def test_no_client_reaches_our_own_listeners_through_us() -> None:
     }
 
 
+def test_no_client_reaches_the_transparent_listener_by_either_loopback_it_would_dial_itself_for_ever() -> None:
+    found = document(proxy={"mode": "hybrid", "transparent": {"interfaces": ["lan0"]}}, api={"enabled": False})
+    bound = wiring.relay(found).transparent
+    assert bound is not None and set(bound.bind) == {Endpoint("127.0.0.1", 15001), Endpoint("::1", 15001)}
+    assert wiring.own_addresses(found) == {Endpoint("127.0.0.1", 1080), *bound.bind}
+
+
 def test_the_global_limit_is_shared_among_relays_and_rings_are_powers_of_two() -> None:
     found = document(limits={"max_connections": 10}, engine={"workers": 4, "tap": {"ring_size": "100MB"}})
     relay = wiring.relay(found)
