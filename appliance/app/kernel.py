@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 log = get_logger("kernel")
 
-MEND_AGAIN = 5.0  # seconds
-
 _RETRY = 2.0  # seconds
 
 
@@ -27,7 +25,6 @@ class Kernel:
         """Raises ``PrivilegeMissing`` when something is wanted that we may not do, ``PolicyError`` for what cannot."""
         self._wanted = wiring.intercept(document) is not None
         self._interception: Interception | None = None
-        self._keeping: asyncio.Task[None] | None = None
         if self._wanted and not has_capability(CAP_NET_ADMIN):
             raise PrivilegeMissing(
                 "transparent interception changes the kernel's rules and needs CAP_NET_ADMIN: run as root "
@@ -56,14 +53,13 @@ class Kernel:
             return
         if self._interception.policy is None:
             await self._interception.up(policy)
-            self._keeping = asyncio.get_running_loop().create_task(self._keep(self._interception), name="keep routing")
             log.info("interception is up", interfaces=list(policy.interfaces), ports=policy.ports)
         else:
             await self._interception.replace(policy)
             log.info("interception replaced", interfaces=list(policy.interfaces), ports=policy.ports)
 
     async def keep(self) -> None:
-        """Put back what others take away, until cancelled."""
+        """Put the routing back when another tool flushes it, until cancelled."""
         while self._interception is not None:
             try:
                 await self._interception.keep()
@@ -85,10 +81,6 @@ class Kernel:
         """Take the rules away. What the kernel refuses is logged: we are on our way out."""
         if self._interception is None:
             return
-        if self._keeping is not None:
-            self._keeping.cancel()
-            await asyncio.gather(self._keeping, return_exceptions=True)
-            self._keeping = None
         try:
             await self._interception.down()
         except NetfilterError as error:
@@ -96,12 +88,3 @@ class Kernel:
         finally:
             self._interception.close()
             self._interception = None
-
-    async def _keep(self, interception: "Interception") -> None:
-        """Put the routing back when another tool flushes it, for as long as interception is up."""
-        while True:
-            try:
-                await interception.keep()
-            except NetfilterError as error:
-                log.error("routing could not be put back; trying again", error=str(error), retry=MEND_AGAIN)
-                await asyncio.sleep(MEND_AGAIN)

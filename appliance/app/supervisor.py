@@ -205,6 +205,7 @@ class Supervisor:
         log.info("stopping", drain=drain)
         if self._keeping is not None:
             self._keeping.cancel()
+            await asyncio.gather(self._keeping, return_exceptions=True)
         if self._kernel is not None:
             await self._kernel.drain()
         hurrying = asyncio.create_task(self._kill_when_hurried(), name="hurry")
