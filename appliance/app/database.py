@@ -84,7 +84,8 @@ class Database:
             began = time.monotonic()
             try:
                 await self.start()
-            except ClusterError as error:
+            except (ClusterError, OSError) as error:
+                # A full disk, no process to be had: the rows are spooled meanwhile, and traffic must go on.
                 log.error("database could not be started", error=str(error))
 
     async def stop(self, *, now: bool = False) -> None:
