@@ -127,7 +127,9 @@ class Channel:
         message = await self._waiting.get()
         if message is None:
             self._waiting.put_nowait(None)
-        return message
+            return None
+        # Not when it is read: what was sent right behind ``start`` is read before anybody could set ``translate``.
+        return self.translate(message) if self.translate else message
 
     async def __aiter__(self) -> AsyncIterator[Message]:
         """All messages until the other side is gone."""
@@ -150,7 +152,7 @@ class Channel:
                 if message.get("type") == "answer":
                     self._settle(message)
                 else:
-                    await self._waiting.put(self.translate(message) if self.translate else message)
+                    await self._waiting.put(message)
         except (ConnectionError, ValueError):
             # ValueError: longer than MAX_MESSAGE, or no JSON. Only our own processes write here, so what follows
             # cannot be trusted either: the same as an end.
