@@ -133,21 +133,22 @@ class Arrival(Half):
         try:
             sock = await dial(connection.server, self.gate.dial_settings)
         except DialFailed as failure:
-            self._dialing = None
-            if not self.lost:
-                self.unreached(failure)
-            self.fail(failure.end, failure.message)
+            self._missed(failure)
             return
         took = time.perf_counter_ns() - started
-        if connection.domain is not None and not connection.server.is_literal:
-            line.reroute(Endpoint(*sock.getpeername()[:2]), connection.domain)
         server = Half()
         # uvloop may deliver what a server says first before create_connection returns: hold it until there is a pump.
         orphan = server.pump = _Orphan()
         spoken: list[bytes] = []
         server.write = spoken.append
         try:
+            if connection.domain is not None and not connection.server.is_literal:
+                line.reroute(Endpoint(*sock.getpeername()[:2]), connection.domain)
             await loop.create_connection(lambda: server, sock=sock)
+        except OSError as error:  # reset already: such a socket has no peer any more (ENOTCONN)
+            sock.close()
+            self._missed(DialFailed(End.SERVER_RESET, f"{connection.server}: {error.strerror}", error.errno or 0))
+            return
         except BaseException:
             sock.close()
             raise
@@ -169,6 +170,12 @@ class Arrival(Half):
         if server.lost:
             relay.lost(server, orphan.exc)
         self.resume(0)
+
+    def _missed(self, failure: DialFailed) -> None:
+        self._dialing = None
+        if not self.lost:
+            self.unreached(failure)
+        self.fail(failure.end, failure.message)
 
     def _relayed(self, closed: Closed) -> None:
         self.gate.live.discard(self)

@@ -46,7 +46,6 @@ class Gate:
         self.settings = settings
         self.dial_settings: DialSettings = settings.dial
         self.planner = Planner(settings.bypass)
-        self.limits.settings = settings.limits  # what is counted now stays counted
         self.limits.settings = settings.limits  # what is open stays counted
 
     def admit(self, client: str, listener: str) -> End | None:
@@ -92,7 +91,8 @@ class Gate:
         self._bytes[1].value += closed.to_client
         if closed.connect_ns >= 0:
             self._dial_seconds.observe(closed.connect_ns / 1e9)
-        self._connection_seconds.observe((closed.closed_ns - connection.opened_ns) / 1e9)
+        ended = closed.closed_ns or self.now_ns()  # the pump leaves the clock to the ring
+        self._connection_seconds.observe((ended - connection.opened_ns) / 1e9)
 
     def sweep(self, now: float) -> None:
         """End what has been quiet for too long. Called about once a second; no timer per connection."""

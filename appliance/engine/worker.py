@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -139,7 +138,8 @@ async def _report(worker: Worker, channel: Channel) -> None:
     with suppress(ChannelClosed):
         while True:
             await asyncio.sleep(1)
-            await channel.send({"type": "stats", "metrics": worker.snapshot()})
+            with suppress(TimeoutError):  # a supervisor that hangs must not cost a connection
+                await channel.send({"type": "stats", "metrics": worker.snapshot()})
 
 
 def _mixed(gate: Gate) -> Factory:
@@ -154,8 +154,3 @@ def _mixed(gate: Gate) -> Factory:
         return MixedArrival(gate, socks.users if socks else None, allowed[1])
 
     return arrive
-
-
-def reuse_port_supported() -> bool:
-    """Whether the kernel spreads connections over several relays."""
-    return hasattr(socket, "SO_REUSEPORT")

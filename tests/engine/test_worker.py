@@ -1,6 +1,8 @@
 """A whole relay process's worth of data plane, in this process: every listener, real sockets, a real ring."""
 
 import asyncio
+import socket
+import struct
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import replace
@@ -11,6 +13,7 @@ import pytest
 from python_socks import ProxyConnectionError, ProxyError
 from python_socks.async_.asyncio import Proxy
 
+from appliance.engine import arrival
 from appliance.engine.ring.layout import CLOSE, DATA
 from appliance.engine.ring.reader import RingReader
 from appliance.engine.settings import (
@@ -133,6 +136,34 @@ async def test_a_server_that_refuses_is_a_reply_code_and_a_record(house: House) 
         await house.proxy("socks5").connect("127.0.0.1", port)
     closed = (await house.closed())[3]
     assert closed.end is End.REFUSED
+
+
+async def test_a_server_that_resets_before_we_look_at_it_is_a_reply_code_and_a_record(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    async def dial(server: Endpoint, settings: DialSettings) -> socket.socket:
+        ours = socket.create_connection(listener.getsockname())
+        theirs, _ = listener.accept()
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        theirs.close()
+        ours.setblocking(False)
+        return ours
+
+    monkeypatch.setattr(arrival, "dial", dial)
+    with pytest.raises(ProxyError):
+        await asyncio.wait_for(house.proxy("socks5").connect("shop.example", 80), 5)
+    assert (await house.closed())[3].end is End.SERVER_RESET
+    assert not house.worker.gate.live and not house.worker.gate.limits.open
+    listener.close()
+
+
+async def test_connections_are_counted_with_how_long_they_lasted(house: House, origin: Endpoint) -> None:
+    assert await ask(await house.proxy("socks5").connect(*origin), "/x") == b"GET /x HTTP/1.1"
+    await house.closed()
+    numbers = house.worker.snapshot()
+    assert numbers["weir_connection_seconds_count"] == 1 and 0 < numbers["weir_connection_seconds_sum"] < 10
 
 
 async def test_our_own_listeners_cannot_be_dialed(tmp_path: Path, origin: Endpoint) -> None:
