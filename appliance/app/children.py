@@ -203,6 +203,7 @@ class Child:
             await self._channel.close()
             self._signal(signal.SIGKILL)
             await self._process.wait()
+            self.metrics = {}  # of a process that is no more: it is not up, and it holds no connections
 
     async def _ended(self, process: asyncio.subprocess.Process) -> int:
         """The exit code of a child whose channel ended; one that stays on without a channel is killed."""

@@ -69,14 +69,7 @@ class Daemon:
         except WebSocketException as error:
             raise DaemonUnreachable(f"the live feed of {self._url} ended: {error}") from error
 
-    def _ask(
-        self,
-        method: str,
-        path: str,
-        parameters: dict[str, Any],
-        body: dict[str, Any] | None = None,
-        accept: tuple[int, ...] = (),
-    ) -> Any:
+    def _ask(self, method: str, path: str, parameters: dict[str, Any], body: dict[str, Any] | None = None) -> Any:
         import httpx
 
         chosen = {name: value for name, value in parameters.items() if value is not None}
@@ -88,7 +81,7 @@ class Daemon:
             raise TookTooLong(f"{self._url} did not answer in {self._timeout:g} s") from error
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise self._unreachable(error) from error
-        if answer.status_code >= 300 and answer.status_code not in accept:
+        if answer.status_code >= 300:
             raise _refused(answer.status_code, answer.content)
         return answer
 
