@@ -75,6 +75,7 @@ class Redactor:
         self._detectors = Detectors(self._tokens, settings.names)
         self._unchanged: dict[bytes, None] = {}  # digests of bodies that were searched and hold nothing
         self._forms: dict[bytes, Content] = {}  # by the digest of what was sent
+        self._last_clean: dict[str, Any] | None = None
         self._clean_metadata: dict[tuple[tuple[str, Any], ...], None] = {}
 
     @property
@@ -94,7 +95,7 @@ class Redactor:
             if clean is not request_head or target.encode("utf-8", "surrogateescape") not in request_head:
                 target = self.text(target)  # else it is part of a head in which nothing was found
                 request_head = clean
-            response_head = self._detectors.head(response_head)
+            response_head = self._detectors.response_head(response_head)
             domain = domain and self.host(domain)
             error = error and self.text(error)
             if metadata:
@@ -216,9 +217,12 @@ class Redactor:
 
     def _whole_metadata(self, metadata: dict[str, Any]) -> dict[str, Any]:
         """An exchange's metadata. Most of it says what it said before, and was clean."""
+        if metadata is self._last_clean:  # dissectors share it between exchanges
+            return metadata
         try:
             items = tuple(metadata.items())
             if items in self._clean_metadata:
+                self._last_clean = metadata
                 return metadata
         except TypeError:  # it holds lists
             return self._mapping(metadata, 0)

@@ -56,6 +56,8 @@ class RowEncoder:
 
     def __init__(self) -> None:
         self._texts: dict[str, bytes] = {}
+        self._last_metadata: dict[str, Any] | None = None
+        self._last_json = NULL
         self._addresses: dict[str, bytes] = {}
         self._connections: dict[bytes, tuple[Connection, bytes]] = {}
 
@@ -110,7 +112,7 @@ class RowEncoder:
             NULL if request_hash is None else b"\0\0\0\x20" + request_hash,
             NULL if response_hash is None else b"\0\0\0\x20" + response_hash,
             NULL if headers is None else _LENGTH(len(headers)) + headers,
-            NULL if not metadata else _json(metadata),
+            NULL if not metadata else self._metadata(metadata),
         )
         return b"".join(parts)
 
@@ -154,6 +156,11 @@ class RowEncoder:
             _optional(connection.user),
         )
         return b"".join(parts)
+
+    def _metadata(self, metadata: dict[str, Any]) -> bytes:
+        if metadata is not self._last_metadata:  # dissectors share it between exchanges
+            self._last_metadata, self._last_json = metadata, _json(metadata)
+        return self._last_json
 
     def _connection(self, connection: Connection) -> bytes:
         known = self._connections.get(connection.id)

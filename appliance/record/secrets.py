@@ -73,7 +73,7 @@ class Detectors:
         self._tokens = tokens
         self._token = tokens.token
         self._names = Names(further_names)
-        self._clean: dict[bytes, None] = {}  # header lines in which nothing was found
+        self._clean: dict[bytes, None] = {}  # header lines, and responses' heads, in which nothing was found
         # With names of the user's, any head and any text may hold one: the quick refusal would have to know them.
         self._always = bool(tuple(further_names))
 
@@ -90,11 +90,24 @@ class Detectors:
         clean = head
         if self._always or head_may_hold_secrets(head.lower()):
             clean = self.url(self._header_lines(head))
-        if clean is head and len(lines) <= _LONGEST_LINES:
+        if clean is head:
+            self._remember(lines)
+        return clean
+
+    def response_head(self, head: bytes) -> bytes:
+        """The same for a head whose start line is repeated too."""
+        if head in self._clean:
+            return head
+        clean = self.head(head)
+        if clean is head:
+            self._remember(head)
+        return clean
+
+    def _remember(self, clean: bytes) -> None:
+        if len(clean) <= _LONGEST_LINES:
             if len(self._clean) >= _REMEMBERED:
                 self._clean.clear()
-            self._clean[lines] = None
-        return clean
+            self._clean[clean] = None
 
     def _start_line_may_hold_secrets(self, line: bytes) -> bool:
         text = line.lower().decode("latin-1")

@@ -14,6 +14,7 @@ from appliance.model.exchange import EMPTY, Exchange, Missing
 
 PROTOCOL: Final = "http/1.1"
 MAX_INTERIM: Final = 16  # status codes of interim responses that are listed
+_new: Final = tuple.__new__  # a named tuple's own constructor costs a Python frame
 _FORMATS_BEGIN: Final = frozenset(b"{[<\xef \t\r\n")  # how JSON and XML may begin, a byte order mark included
 _STATUS: Final = {code: str(code) for code in range(1000)} | {0: ""}
 
@@ -75,41 +76,47 @@ class Fold:
             self._interim.append(response.status)
 
     def _exchange(self, request: Request, response: Response) -> Exchange:
-        metadata: dict[str, Any] = {**request.fields.metadata, **response.fields.metadata}
+        # What the fields say is shared by all messages with the same fields: changed only in a copy.
+        metadata = response.fields.metadata
+        if request.fields.metadata:
+            metadata = {**request.fields.metadata, **metadata}
         response_bytes = response.size
         if self._interim_start is not None:
-            metadata["informational"] = tuple(self._interim)
+            metadata = {**metadata, "informational": tuple(self._interim)}
             response_bytes += self._interim_bytes
             self._interim, self._interim_bytes, self._interim_start = [], 0, None
         if request.fields.bytes_may_tell and request.body.head:
-            _note_format(metadata, "request_format", request)
+            metadata = _with_format(metadata, "request_format", request)
         if response.fields.bytes_may_tell and response.body.head:
-            _note_format(metadata, "response_format", response)
+            metadata = _with_format(metadata, "response_format", response)
         if request.trailers or response.trailers:
-            metadata["trailers"] = True
+            metadata = {**metadata, "trailers": True}
         missing = request.missing | response.missing
         head = response.head
-        return Exchange(
-            PROTOCOL,
-            request.method,
-            request.target,
-            _STATUS[response.status],
-            response.status,
-            _domain(request),
-            request.started_ns,
-            request.ended_ns,
-            response.started_ns,
-            response.ended_ns if head else 0,
-            request.size,
-            response_bytes,
-            request.head,
-            head,
-            request.body,
-            response.body,
-            missing,
-            _error(request, response) if missing or not head or request.number == UNANSWERED else None,
-            request.violations + response.violations if request.violations or response.violations else (),
-            metadata or None,
+        return _new(
+            Exchange,
+            (
+                PROTOCOL,
+                request.method,
+                request.target,
+                _STATUS[response.status],
+                response.status,
+                _domain(request),
+                request.started_ns,
+                request.ended_ns,
+                response.started_ns,
+                response.ended_ns if head else 0,
+                request.size,
+                response_bytes,
+                request.head,
+                head,
+                request.body,
+                response.body,
+                missing,
+                _error(request, response) if missing or not head or request.number == UNANSWERED else None,
+                request.violations + response.violations if request.violations or response.violations else (),
+                metadata or None,
+            ),
         )
 
 
@@ -135,12 +142,11 @@ def _error(request: Request, response: Response) -> str | None:
     return None
 
 
-def _note_format(metadata: dict[str, Any], key: str, message: Request | Response) -> None:
+def _with_format(metadata: dict[str, Any], key: str, message: Request | Response) -> dict[str, Any]:
     if message.body.head[0] not in _FORMATS_BEGIN:
-        return
+        return metadata
     kind = format_of(message.fields.media_type, message.body.head[:64])
-    if kind is not None:
-        metadata[key] = kind
+    return metadata if kind is None else {**metadata, key: kind}
 
 
 def _no_request(response: Response) -> Request:

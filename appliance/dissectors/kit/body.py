@@ -5,9 +5,16 @@ SHA-256 runs over all of them, unless some were not seen: then there is no diges
 """
 
 import hashlib
+from functools import lru_cache
+from typing import Final
 
 from appliance.dissectors.kit.spec import Capture
 from appliance.model.exchange import EMPTY, Body
+
+# Servers repeat small bodies to the byte (errors, health checks, acknowledgements); hashing one takes longer than
+# looking it up. At most 2 MiB are kept for that.
+SMALL: Final = 2048
+REMEMBERED: Final = 1024
 
 
 def whole(content: bytes, capture: Capture) -> Body:
@@ -17,10 +24,17 @@ def whole(content: bytes, capture: Capture) -> Body:
         return EMPTY
     if capture.headers_only:
         return Body(length, b"", b"", None)
+    if length <= SMALL and length <= capture.body_head:
+        return _small(content)
     digest = hashlib.sha256(content).digest()
     if length <= capture.body_head + capture.body_tail:
         return Body(length, content, b"", digest)
     return Body(length, content[: capture.body_head], content[length - capture.body_tail :], digest)
+
+
+@lru_cache(REMEMBERED)
+def _small(content: bytes) -> Body:
+    return Body(len(content), content, b"", hashlib.sha256(content).digest())
 
 
 class Accumulator:
