@@ -129,6 +129,8 @@ def _weir(network: Network, home: Path) -> Iterator[Running]:
         "storage": {"dsn": "embedded"},
         "api": {"bind_address": f"{API_HOST}:{API_PORT}"},
         "engine": {"workers": 1, "inspectors": 1},
+        # Every exchange is to be stored: rather slow the traffic than lose a record of it.
+        "recording": {"on_overload": "pause"},
         # One client address makes all the load: the limits per source would refuse it, as they should.
         "limits": {"max_connections": 10000, "per_source_connections": 10000, "per_source_rate": "1000000/s"},
     }
