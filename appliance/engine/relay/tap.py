@@ -216,13 +216,18 @@ class TapLine:
         if self.tap.settings.on_overload == "pause":
             self._backlog.append((stream, bytes(data), kind))
             return True
-        last_stream, payload, last_kind = self._backlog[-1]
-        missing = len(data)
+        backlog, missing = self._backlog, len(data)
         self.tap.ring.count_dropped(missing)
-        if last_kind == HOLE and last_stream == stream:
-            missing += HOLE_PAYLOAD.unpack(payload)[0]
-            self._backlog.pop()
-        self._backlog.append((stream, HOLE_PAYLOAD.pack(missing, BY_FULL_RING), HOLE))
+        # One hole per direction at the end, however often the two take turns: the backlog must not grow with traffic.
+        for back in range(-1, -min(2, len(backlog)) - 1, -1):
+            earlier, payload, what = backlog[back]
+            if what != HOLE:
+                break
+            if earlier == stream:
+                missing += HOLE_PAYLOAD.unpack(payload)[0]
+                backlog[back] = (stream, HOLE_PAYLOAD.pack(missing, BY_FULL_RING), HOLE)
+                return False
+        backlog.append((stream, HOLE_PAYLOAD.pack(missing, BY_FULL_RING), HOLE))
         return False
 
     def _leave(self) -> None:
@@ -243,7 +248,7 @@ class Tap:
         self.encode = msgspec.msgpack.Encoder().encode
         self.long_turns: set[TurnTap] = set()
         self.untracked = 0
-        self._waiting: set[TapLine] = set()
+        self._waiting: dict[TapLine, None] = {}  # in the order in which they began to wait
 
     def open(self, connection: Connection) -> TapLine:
         """A line for a connection that was just accepted."""
@@ -264,7 +269,7 @@ class Tap:
         """Try this line again soon."""
         if not self._waiting:
             asyncio.get_running_loop().call_later(RETRY, self._retry)
-        self._waiting.add(line)
+        self._waiting[line] = None
 
     def sweep(self) -> None:
         """Show the tails of long turns that nobody has answered yet. Called every ``SWEEP`` seconds."""
@@ -277,6 +282,9 @@ class Tap:
         self.ring.finish()
 
     def _retry(self) -> None:
-        self._waiting = {line for line in self._waiting if not line.retry()}
+        for line in list(self._waiting):
+            if not line.retry():
+                break  # still full: thousands that wait must not each ask again every few milliseconds
+            del self._waiting[line]
         if self._waiting:
             asyncio.get_running_loop().call_later(RETRY, self._retry)

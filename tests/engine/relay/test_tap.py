@@ -192,6 +192,19 @@ async def test_bytes_that_wait_behind_a_control_record_are_counted_too(tmp_path:
     assert msgspec.msgpack.decode(got[-1][2], type=Closed).missing == 1500
 
 
+async def test_what_waits_does_not_grow_with_the_traffic_that_is_missed(tmp_path: Path) -> None:
+    mine = tap(tmp_path, ring_bytes=128 * 1024, turn_head=1 << 30)
+    while mine.put(0, b"", ROUTE):
+        pass
+    line = mine.open(connection())
+    for _ in range(1000):  # requests and their responses, while nobody reads the ring
+        line.copy(TO_SERVER, b"x" * 10)
+        line.copy(TO_CLIENT, b"y" * 20)
+    waiting = [(stream & 1, HOLE_PAYLOAD.unpack(data)[0]) for stream, data, kind in line._backlog if kind == HOLE]
+    assert waiting == [(TO_SERVER, 10_000), (TO_CLIENT, 20_000)]
+    assert mine.ring.dropped[1] == 30_000
+
+
 def test_what_one_connection_lost_is_not_declared_on_the_next_in_its_slot(tmp_path: Path) -> None:
     mine = tap(tmp_path, ring_bytes=256 * 1024, slots=1, turn_head=1 << 30)
     reader = RingReader(mine.ring.path)
