@@ -23,6 +23,8 @@ log = get_logger("supervisor")
 # What a child needs of our environment; the rest may hold the secrets of ${env.X}.
 _PASSED = ("PATH", "HOME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR", "RES_OPTIONS")
 _PASSED_PREFIXES = ("LC_", "PYTHON", "COVERAGE_")
+# libuv lets half of its threads (4) look up names: two slow name servers would stop every other client's look-ups.
+_TUNED = {"relay": {"UV_THREADPOOL_SIZE": "64"}}
 
 
 class State(StrEnum):
@@ -185,7 +187,7 @@ class Child:
                 "-m",
                 self._module,
                 stdin=asyncio.subprocess.DEVNULL,
-                env=_environment() | {CHANNEL_FD: str(theirs.fileno())},
+                env=_environment() | _TUNED.get(self.role, {}) | {CHANNEL_FD: str(theirs.fileno())},
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # a terminal's Ctrl-C is for us: we drain in the right order
             )
