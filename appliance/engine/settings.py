@@ -33,7 +33,7 @@ class TransparentSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """Where the reverse listener sends a request. Tested in order; None matches everything.
+    """Where the reverse listener sends a request. The most specific one decides; None matches everything.
 
     ``host`` may start with ``*.``; ``path_prefix`` is stripped before forwarding when ``strip_prefix``.
     """

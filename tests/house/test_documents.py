@@ -65,6 +65,13 @@ def test_links_lead_to_something(document: str) -> None:
     assert [link for link in links if "://" not in link and not (path.parent / link).exists()] == []
 
 
+def test_every_decision_has_a_number_of_its_own_and_says_it() -> None:
+    records = sorted((ROOT / "docs" / "adr").glob("*.md"))
+    numbers = [record.name[:4] for record in records]
+    assert len(set(numbers)) == len(numbers) > 0
+    assert [one.name for one in records if not one.read_text().startswith(f"# {one.name[:4]} · ")] == []
+
+
 def test_run_without_a_verb_lists_the_verbs_one_line_each() -> None:
     listed = run()
     assert listed.returncode == 0

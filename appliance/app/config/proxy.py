@@ -90,7 +90,7 @@ class Upstream(Section):
 
 
 class UpstreamRoute(Upstream):
-    """Which requests go to which upstream; the first that fits decides."""
+    """Which requests go to which upstream: the most specific host decides, then the longest path."""
 
     host: str | None = None
     """Exact name or `*.suffix`; unset fits every host."""
@@ -138,7 +138,7 @@ class DirectHttp(Section):
     bind_address: BindAddress = ("127.0.0.1:8080",)
     """Where it listens."""
     upstream_routing: tuple[UpstreamRoute, ...] = ()
-    """Routes, tested in order."""
+    """Routes; their order does not matter, and those of the same host and path share the load."""
     default_upstream: Upstream | None = None
     """Where requests go that fit no route; unset answers 404."""
     load_balancing: LoadBalancing = LoadBalancing()
