@@ -24,9 +24,6 @@ from appliance.dissectors.kit.spec import NEVER, Capture, Desynchronised, Event,
 from appliance.model.direction import TO_CLIENT, TO_SERVER, Direction
 from appliance.model.exchange import EMPTY, Body, Missing
 
-MAX_HELD: Final = 64 * 1024  # bytes behind a request for another protocol that are kept until it is answered
-MAX_HELD_PIECES: Final = 256  # of them whose times are kept apart
-
 START, HEAD, BODY, HOLD, SEEK, DONE = State
 _NOT_RECORDED: Final = int(Missing.NOT_RECORDED)
 _NONE, _LENGTH, _CHUNKED = Framing.NONE, Framing.LENGTH, Framing.CHUNKED
@@ -50,15 +47,8 @@ class Machine:
         side = self._sides[direction]
         base = side.total
         side.total = base + len(data)
-        state = side.state
+        side.heard = self._sides[not direction].total
         events: list[Event] = []
-        if state is DONE or not data:
-            return events
-        if state is SEEK:
-            if not begins_message(direction, data):
-                return events
-            self._begin(side, side.start, base, at, events)
-            side.sought = True
         self._drain(side, data, base, at, events)
         return events
 
@@ -106,17 +96,20 @@ class Machine:
             elif state is BODY:
                 position = self._take_body(side, data, position, base, at, events)
                 continue
-            elif state is not HEAD:
-                if state is not HOLD:
+            elif state is SEEK:
+                if position or not begins_message(side.direction, data):
                     return
+                self._begin(side, side.start, base, at, events)
+                side.sought = True
+            elif state is HOLD:
                 rest = data[position:]
-                if self._response.state is not SEEK or not begins_message(side.direction, rest):
-                    self._hold(side, rest, at)
+                if not begins_message(side.direction, rest) or not self._has_answers(at, events):
+                    side.hold(rest, 0, at)
                     return
-                # The answer was lost, with those to what is held, and the client goes on in HTTP.
-                self._release(at, events)
-                self._give_up_answers(self._response.gap, at, events)
+                self._release(at, events)  # the answer was lost, and the client goes on in HTTP
                 continue
+            elif state is DONE:
+                return
             if not side.buffer:
                 if blank < position:
                     blank = data.find(b"\r\n\r\n", position)
@@ -150,20 +143,25 @@ class Machine:
             return
         side.number = self._next
         self._next += 1
-        # A client that asks again has its answers: what was lost of them is over.
+        self._has_answers(at, events)
+
+    def _has_answers(self, at: int, events: list[Event]) -> bool:
+        """The client goes on: what was lost of the answers that it waited for is over. False when some are to come."""
         response = self._response
         if response.state is BODY and response.body is not None and response.body.lost:
             self._finish(response, response.total, at, events)
             self._seek(response, response.hole, events)
         if response.state is SEEK:
-            while self._unanswered and self._unanswered.next.heard < response.total:
+            # What nothing was heard since was asked behind the hole.
+            while self._unanswered and self._unanswered.next.heard < self._request.heard:
                 events.append(self._no_answer(self._unanswered.pop().number, response.gap, at))
+        return not self._unanswered
 
     def _skip(self, side: Side, hole: int, count: int, at: int, events: list[Event]) -> None:
         """``count`` bytes at offset ``hole`` were not seen."""
         state, body = side.state, side.body
         if state is HOLD:
-            side.held_lost += count
+            side.hold(b"", count, at)
         elif state is START:
             self._seek(side, hole, events)
         elif state is HEAD:
@@ -250,8 +248,7 @@ class Machine:
             side.answered = True
             events.append(self._no_answer(side.number, self._response.unfinished, at))
             return True
-        heard = self._response.total
-        self._unanswered.add(Asked(side.number, side.method, side.fields.upgrade, len(side.head), heard))
+        self._unanswered.add(Asked(side.number, side.method, side.fields.upgrade, len(side.head), side.heard))
         return not self._unanswered.too_many
 
     def _emit_request(self, side: Side, body: Body, end: int, at: int, missing: int, events: list[Event]) -> None:
@@ -288,26 +285,22 @@ class Machine:
             side.start = end
             side.closing = False
 
-    def _hold(self, side: Side, data: bytes, at: int) -> None:
-        room = 0 if side.held_lost else MAX_HELD - sum(len(piece) for _, piece in side.held)
-        kept = data[:room]
-        side.held_lost += len(data) - len(kept)
-        if kept and len(side.held) < MAX_HELD_PIECES:
-            side.held.append((at, bytearray(kept)))
-        elif kept:
-            side.held[-1][1].extend(kept)
-
     def _release(self, at: int, events: list[Event]) -> None:
         """What was held is HTTP after all."""
         side = self._request
-        begun, held, lost = side.start, side.held, side.held_lost
-        side.held, side.held_lost = [], 0
+        begun, heard, held, not_kept = side.start, side.heard, side.held, side.not_kept
+        side.held, side.not_kept = [], 0
         side.state = START
-        for came_at, piece in held:
-            self._drain(side, bytes(piece), begun, came_at, events)
-            begun += len(piece)
-        if lost:
-            self._skip(side, begun, lost, at, events)
+        for piece in held:
+            side.heard = piece.heard
+            if piece.lost:
+                self._skip(side, begun, piece.lost, piece.at, events)
+            else:
+                self._drain(side, bytes(piece.data), begun, piece.at, events)
+            begun += piece.lost + len(piece.data)
+        side.heard = heard
+        if not_kept:
+            self._skip(side, begun, not_kept, at, events)
         if side.ended and side.state is not HOLD:
             self._end(side, at, events)
 
@@ -319,6 +312,10 @@ class Machine:
             side.number = self._unanswered.next_number
             self._emit_response(side, EMPTY, base + after, at, 0, events)
             return after
+        if side.sought and self._is_endless(side):
+            # Rather content that looks like a head: as one, it would take everything that comes.
+            side.state = SEEK
+            return len(data)
         asked = self._answered(side, at, events)
         if side.state is DONE:
             return len(data)
@@ -354,6 +351,16 @@ class Machine:
         side.body_at = base + after
         side.state = BODY
         return after
+
+    def _is_endless(self, side: Side) -> bool:
+        """Whether this response lasts until the connection closes although it does not say that it will."""
+        status, fields = side.status, side.fields
+        if fields.framing is _LENGTH or fields.framing is _CHUNKED or status in (101, 204, 304):
+            return False
+        method = self._unanswered.next.method if self._unanswered else ""
+        if method == "HEAD" or (method == "CONNECT" and status < 300):
+            return False
+        return side.version == "1.1" and not fields.close
 
     def _answered(self, side: Side, at: int, events: list[Event]) -> Asked | None:
         """Find the request that this final response answers, and note its number."""
@@ -421,16 +428,16 @@ class Machine:
     def _switch(self, protocol: str, to_client: int, at: int, events: list[Event]) -> None:
         """Both directions are another protocol's from here on."""
         request = self._request
-        early, early_lost, to_server = b"", 0, request.total
+        early, to_server = b"", request.total
         if request.state is HOLD:
-            early = b"".join(piece for _, piece in request.held)
-            early_lost, to_server = request.held_lost, request.start
+            early, to_server = request.early(), request.start
         elif request.state is HEAD or request.state is BODY:
             self._end(request, at, events)
         request.state = self._response.state = DONE
         request.buffer.clear()
         request.held.clear()
         self._give_up_answers(self._response.unfinished, at, events)
+        early_lost = request.total - to_server - len(early)
         events.append(Switched(protocol, to_client, to_server, early, early_lost))
 
     # Bodies
@@ -439,6 +446,10 @@ class Machine:
         body = side.body
         if body is None:
             return len(data)
+        if body.lost and not position and begins_message(side.direction, data):
+            self._finish(side, base, at, events)
+            self._seek(side, side.hole, events)
+            return 0
         position = body.take(data, position)
         if body.flaws:
             last = body.flaws[-1]
@@ -452,6 +463,9 @@ class Machine:
             body.flaws.clear()
         if body.done:
             self._finish(side, base + position, at, events)
+            if body.lost and side is self._response and self._unanswered:
+                # Further answers may have been taken for the end of this body.
+                self._seek(side, side.hole, events)
         return position
 
     def _finish(self, side: Side, end: int, at: int, events: list[Event]) -> None:

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterable
 from enum import Enum
+from itertools import takewhile
 from typing import Final, NamedTuple
 
 from appliance.dissectors.http1.events import UNANSWERED
@@ -13,6 +14,8 @@ from appliance.dissectors.kit.spec import Event, Violation
 from appliance.model.direction import TO_SERVER, Direction
 from appliance.model.exchange import Missing
 
+MAX_HELD: Final = 64 * 1024  # bytes behind a request for another protocol that are kept until it is answered
+MAX_HELD_PIECES: Final = 256  # of them that are kept apart
 MAX_UNANSWERED: Final = 1024  # pipelined requests that wait for a response
 MAX_UNANSWERED_BYTES: Final = 8 * 1024 * 1024  # of their heads and bodies
 
@@ -31,6 +34,15 @@ class State(Enum):
 NO_FIELDS: Final = Fields()
 
 
+class Held(NamedTuple):
+    """Bytes, or a hole, behind a request for another protocol; ``heard`` is the side's when they came."""
+
+    at: int
+    heard: int
+    data: bytearray
+    lost: int
+
+
 class Side:
     """One direction: what has come of the message under way."""
 
@@ -46,12 +58,13 @@ class Side:
         "fields",
         "gap",
         "head",
+        "heard",
         "held",
-        "held_lost",
         "hole",
         "line_read",
         "method",
         "names",
+        "not_kept",
         "number",
         "reason",
         "sought",
@@ -76,8 +89,9 @@ class Side:
         self.total = 0  # bytes received, lost ones included
         self.hole = 0  # where the last lost bytes began
         self.buffer = bytearray()  # of a head that is not whole yet
-        self.held: list[tuple[int, bytearray]] = []  # when pieces came that are held, and what they were
-        self.held_lost = 0  # bytes that followed what is held and were not kept
+        self.heard = 0  # bytes that had come from the other side when the piece came that is being read
+        self.held: list[Held] = []
+        self.not_kept = 0  # bytes that followed what is held, past its bounds
         self.ended = False  # closed while holding
         self.closing = False  # the last message said that it is the last
         self.begin(0, 0, 0)
@@ -110,6 +124,25 @@ class Side:
             if flaw.kind not in self.names:
                 self.names = (*self.names, flaw.kind)
                 events.append(Violation(flaw.kind, self.direction, base + flaw.at, flaw.detail, fatal))
+
+    def hold(self, data: bytes, lost: int, at: int) -> None:
+        """Keep bytes, or a hole, until it is known whose they are."""
+        if self.not_kept:
+            self.not_kept += len(data) + lost
+            return
+        kept = data[: MAX_HELD - sum(len(piece.data) for piece in self.held)]
+        self.not_kept = len(data) - len(kept)
+        if len(self.held) < MAX_HELD_PIECES:
+            self.held.append(Held(at, self.heard, bytearray(kept), lost))
+        elif not lost and not self.held[-1].lost:
+            self.held[-1].data.extend(kept)
+        else:
+            self.not_kept += len(kept) + lost
+
+    def early(self) -> bytes:
+        """What is held, up to the first hole."""
+        seen = takewhile(lambda piece: not piece.lost, self.held)
+        return b"".join(piece.data for piece in seen)
 
 
 class Asked(NamedTuple):

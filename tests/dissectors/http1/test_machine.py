@@ -9,6 +9,8 @@ from appliance.model.exchange import Exchange, Missing
 
 GET = b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+UPGRADE = b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+CONNECT = b"CONNECT a.example:443 HTTP/1.1\r\nHost: a.example:443\r\n\r\n"
 
 
 class Talk:
@@ -283,6 +285,86 @@ def test_a_response_that_was_lost_whole_leaves_its_request_on_record() -> None:
     talk = Talk().client(GET).lose(TO_CLIENT, len(OK)).client(GET).server(OK)
     assert [exchange.status for exchange in talk.exchanges] == ["", "200"]
     assert talk.exchanges[0].error == "the response was not captured"
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+REFUSED = b"HTTP/1.1 407 No\r\nContent-Length: 2\r\n\r\nno"
+PIPELINED = {  # requests that came in one piece, and their answers
+    "upgrade behind get": (GET + UPGRADE, CHUNKED + b"0\r\n\r\n" + OK),
+    "connect behind get": (GET + CONNECT, CHUNKED + b"3\r\nabc\r\n0\r\n\r\n" + REFUSED),
+    "upgrade behind head": (GET.replace(b"GET", b"HEAD") + UPGRADE, CHUNKED + OK),
+    "get behind upgrade": (UPGRADE + GET, CHUNKED + b"0\r\n\r\n" + OK),
+    "get behind connect": (CONNECT + GET, REFUSED + CHUNKED + b"0\r\n\r\n"),
+    "two upgrades behind get": (GET + UPGRADE + UPGRADE, CHUNKED + b"0\r\n\r\n" + OK + CHUNKED + b"0\r\n\r\n"),
+    "get behind upgrade behind get": (GET + UPGRADE + GET, CHUNKED + b"1\r\na\r\n0\r\n\r\n" + OK + OK),
+}
+
+
+@pytest.mark.parametrize("case", PIPELINED)
+def test_wherever_a_pipelined_answer_has_a_hole_a_client_that_goes_on_is_heard(case: str) -> None:
+    requests, answers = PIPELINED[case]
+    for begin in range(len(answers)):
+        for end in (begin + 1, begin + 20, len(answers)):
+            talk = Talk().client(requests).server(answers[:begin]).lose(TO_CLIENT, min(end, len(answers)) - begin)
+            talk.server(answers[end:])
+            for number in (b"1", b"2"):
+                talk.client(GET.replace(b"/", b"/probe" + number, 1)).server(OK[:-2] + b"n" + number)
+            opaque = any(isinstance(event, Violation) and event.fatal for event in talk.events)
+            answered = {exchange.target: exchange.response.head for exchange in talk.exchanges}
+            assert answered.get("/probe2") == b"n2" or opaque, f"{begin}..{end}: {talk.events}"
+
+
+def test_a_client_that_goes_on_behind_an_upgrade_does_not_lose_an_answer_that_is_to_come() -> None:
+    talk = Talk().client(GET).lose(TO_CLIENT, len(OK)).client(UPGRADE).client(GET).server(OK).server(OK)
+    assert [(exchange.target, exchange.status) for exchange in talk.exchanges] == [
+        ("/", ""),
+        ("/ws", "200"),
+        ("/", "200"),
+    ]
+
+
+def test_a_client_is_heard_although_what_was_held_for_it_was_too_much() -> None:
+    held = GET + b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 70000\r\n\r\n" + b"x" * 70_000
+    talk = Talk().client(UPGRADE).client(held).lose(TO_CLIENT, 2 * len(OK))
+    talk.client(GET.replace(b"/", b"/on", 1)).server(OK)
+    assert [exchange.target for exchange in talk.exchanges if exchange.status] == ["/on"]
+
+
+def test_answers_that_a_hole_swallowed_with_a_chunked_one_do_not_shift_those_that_follow() -> None:
+    talk = Talk().client(GET * 3).server(CHUNKED).lose(TO_CLIENT, 1).server(b"\r\n\r\n" + OK + CHUNKED + b"0\r\n\r\n")
+    talk.client(GET.replace(b"/", b"/on", 1)).server(OK)
+    assert [(exchange.target, exchange.status) for exchange in talk.exchanges[1:]] == [
+        ("/", ""),
+        ("/", ""),
+        ("/on", "200"),
+    ]
+
+
+def test_a_status_line_that_begins_a_piece_ends_a_chunked_body_with_a_hole() -> None:
+    talk = Talk().client(GET * 2).server(CHUNKED + b"5\r\nhel").lose(TO_CLIENT, 9).server(OK)
+    assert [exchange.response.head for exchange in talk.exchanges] == [b"hel", b"ok"]
+
+
+def test_content_behind_a_hole_that_looks_like_a_head_does_not_take_what_follows_for_its_body() -> None:
+    content = b"HTTP/1.1 200 OK\r\n\r\n"
+    talk = Talk().client(GET).server(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r" % len(content))
+    talk.lose(TO_CLIENT, 1).server(content).client(GET.replace(b"/", b"/on", 1)).server(OK)
+    assert (talk.exchanges[-1].target, talk.exchanges[-1].response.head) == ("/on", b"ok")
+
+
+def test_what_came_behind_a_hole_while_it_was_not_known_whose_it_is_is_read_when_it_is_ours() -> None:
+    talk = Talk().client(CONNECT + GET[:-6]).lose(TO_SERVER, 6).client(GET.replace(b"/", b"/on", 1))
+    talk.server(REFUSED + OK * 2)
+    assert [(exchange.target, exchange.missing) for exchange in talk.exchanges] == [
+        ("a.example:443", 0),
+        ("/", Missing.REQUEST_GAP | Missing.REQUEST_UNFINISHED),
+        ("/on", 0),
+    ]
+
+
+def test_of_what_a_client_said_early_the_bytes_before_a_hole_are_handed_over() -> None:
+    talk = Talk().client(CONNECT + b"ear").lose(TO_SERVER, 3).client(b"ly").server(b"HTTP/1.1 200 OK\r\n\r\n")
+    assert talk.events[-1] == Switched("", 19, len(CONNECT), b"ear", 5)
 
 
 def test_requests_and_responses_are_told_apart_by_their_events() -> None:
