@@ -129,7 +129,9 @@ def _load(journal: Path | None) -> Values:
         noted = json.loads(journal.read_text())
         # After a reboot, or in another namespace, the old values mean nothing.
         if isinstance(noted, dict) and noted.get("namespace") == _namespace():
-            return {str(name): str(value) for name, value in noted["values"].items()}
+            values = {str(name): str(value) for name, value in noted["values"].items()}
+            # Root writes these back: a journal that somebody else wrote must not name other files.
+            return {name: value for name, value in values.items() if name.startswith("net/") and ".." not in name}
     return {}
 
 

@@ -127,11 +127,12 @@ class Cluster:
         who = self.identity()
         settings = self._settings
         try:
-            for path in (settings.directory, settings.run):
-                path.mkdir(mode=0o700, parents=True, exist_ok=True)
-                if who.uid is not None and path.stat().st_uid != who.uid:
-                    os.chown(path, who.uid, who.gid if who.gid is not None else -1)
-                path.chmod(0o700)
+            settings.directory.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            outer = _private_directory(str(settings.directory), who)
+            try:
+                os.close(_private_directory(settings.run.name, who, inside=outer))
+            finally:
+                os.close(outer)
         except OSError as error:
             raise ClusterError(f"cannot make {settings.directory}: {error.strerror}") from error
 
@@ -177,15 +178,10 @@ class Cluster:
             raise ClusterError(f"{Path(argv[0]).name} failed in {self._settings.directory}: {tail}")
 
     def _write_configuration(self, binaries: Path) -> None:
-        who = self.identity()
         for name, text in (("postgresql.conf", self._configuration(binaries)), ("pg_hba.conf", _HBA)):
-            path = self._settings.data / name
-            fresh = path.with_suffix(".new")
-            fresh.write_text(text)
-            fresh.chmod(0o600)
-            if who.uid is not None:
-                os.chown(fresh, who.uid, who.gid if who.gid is not None else -1)
-            fresh.rename(path)
+            # By the service user's own hand: the directory is theirs, and where root wrote there, a link that somebody
+            # put in its place would lead it to any file of the machine.
+            self._run("/bin/sh", "-c", _REPLACE, str(self._settings.data / name), stdin=text)
 
     def _configuration(self, binaries: Path) -> str:
         settings = self._settings
@@ -252,6 +248,24 @@ class Cluster:
                 with contextlib.suppress(OSError):
                     if (entry / "cwd").readlink() == data and not _is_zombie(int(entry.name)):
                         yield int(entry.name)
+
+
+def _private_directory(name: str, who: Identity, inside: int | None = None) -> int:
+    """Make a directory if it is not there, give it to its user, mode 0700; its descriptor. Never through a link.
+
+    What is below a directory of the service user's is the service user's to replace while root looks at it.
+    """
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(name, 0o700, dir_fd=inside)
+    directory = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=inside)
+    try:
+        if who.uid is not None and os.fstat(directory).st_uid != who.uid:
+            os.fchown(directory, who.uid, who.gid if who.gid is not None else -1)
+        os.fchmod(directory, 0o700)
+    except BaseException:
+        os.close(directory)
+        raise
+    return directory
 
 
 def find_binaries(configured: Path | None, version: int | None) -> Path:
@@ -328,6 +342,9 @@ def _wait(condition: Callable[[], bool], seconds: float, alive: Callable[[], boo
         time.sleep(_POLL)
     return True
 
+
+# Standard input becomes the file $0, at once and as a whole.
+_REPLACE = 'umask 077 && cat >"$0.new" && mv -f "$0.new" "$0"'
 
 # Whoever may open the socket may use it: its directory is 0700 and the service user's.
 _HBA = "local all all trust\n"

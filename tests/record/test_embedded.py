@@ -87,6 +87,30 @@ def test_missing_binaries_are_named_with_three_ways_out(short_path: Path) -> Non
         find_binaries(short_path, None)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root could be led astray")
+async def test_links_in_the_service_user_s_directory_lead_root_nowhere(short_path: Path) -> None:
+    victims = short_path / "victims"
+    victims.mkdir()
+    own = Server(short_path / "pg")
+    try:
+        own.start()
+        own.stop()
+        data = own.cluster._settings.data
+        (victims / "shadow").write_text("root's")
+        (data / "postgresql.conf.new").symlink_to(victims / "shadow")
+        with pytest.raises(ClusterError):
+            own.cluster.prepare()
+        assert (victims / "shadow").read_text() == "root's" and (victims / "shadow").stat().st_uid == 0
+        (data / "postgresql.conf.new").unlink()
+        own.cluster._settings.run.rename(short_path / "pg" / "elsewhere")
+        own.cluster._settings.run.symlink_to(victims)
+        with pytest.raises(ClusterError, match="cannot make"):
+            own.cluster.prepare()
+        assert victims.stat().st_uid == 0
+    finally:
+        own.stop()
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has somebody to drop to")
 @pytest.mark.parametrize("user", [None, "root", "no-such-user"])
 def test_root_without_a_user_to_drop_to_is_told_what_to_set(short_path: Path, user: str | None) -> None:
