@@ -27,6 +27,10 @@ def complain(text: str) -> None:
     sys.stderr.write(f"{text}\n")
 
 
+# DEL, the C1 controls (0x9b begins a terminal's command), and what turns the direction of writing around.
+_ESCAPED = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+
+
 def show(document: Mapping[str, Any], format: Format, lines: Iterable[tuple[str, object]] | None = None) -> None:
     """One document: ``lines`` of name and value as a table, or everything as JSON."""
     if format is Format.TABLE:
@@ -75,5 +79,5 @@ def plain(value: object) -> str:
 
 
 def as_json(value: Any, indent: int | None = None) -> str:
-    """JSON as programs like it."""
-    return json.dumps(value, indent=indent, ensure_ascii=False, default=str)
+    """JSON as programs like it; what peers sent holds nothing that a terminal obeys (JSON itself escapes only C0)."""
+    return json.dumps(value, indent=indent, ensure_ascii=False, default=str).translate(_ESCAPED)

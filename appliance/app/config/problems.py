@@ -1,11 +1,15 @@
 """What is wrong with a configuration, where, and what was probably meant."""
 
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-_SECRET_WORDS = ("password", "token", "secret", "dsn", "key")
+# What follows such a key on a source line is not shown: `users: [{usernme: dev, password: hunter2}]` is one line.
+_SECRET_KEY = r"[\w.-]*(?:password|token|secret|dsn|key)[\w.-]*"
+_SECRET = re.compile(rf"""(?i)(["']?{_SECRET_KEY}["']?\s*:).*""")
+_SECRET_ENTRY = re.compile(rf"(?i){_SECRET_KEY}(\[\d+\])?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +41,12 @@ class Problem:
         text = self.place.text.rstrip().replace("\t", " ")
         if not text:
             return str(self)
-        last = self.key.rpartition(".")[2].lower()
-        if any(word in last for word in _SECRET_WORDS) and ":" in text:
-            return f"{self}\n    {text[: text.index(':') + 1]} [hidden]"
-        return f"{self}\n    {text}\n    {' ' * min(self.place.column - 1, len(text))}^"
+        shown = _SECRET.sub(r"\1 [hidden]", text)
+        if shown == text and _SECRET_ENTRY.fullmatch(self.key.rpartition(".")[2]):
+            return str(self)  # the value alone, on a line of a list
+        if shown != text and self.place.column > len(shown):
+            return f"{self}\n    {shown}"
+        return f"{self}\n    {shown}\n    {' ' * min(self.place.column - 1, len(shown))}^"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ import pytest
 import appliance
 from appliance.app.cli.api import DEFAULT, address
 from appliance.app.cli.commands import run
-from appliance.app.cli.output import plain
+from appliance.app.cli.output import as_json, plain
 from tests.app.daemon import ENVIRON, WEIR, free_port
 
 FIXTURES = Path(__file__).parents[1] / "config" / "fixtures"
@@ -180,6 +180,9 @@ def test_what_peers_sent_cannot_drive_the_terminal(api: str) -> None:
     done = weir("flows", "list", "--api", api, "--token", "right", NO_COLOR="1")
     assert "\x1b" not in done.stdout and "[red]" in done.stdout
     assert plain("a\x1b[2Jb\x07\u202e") == "a�[2Jb��"
+    said = ["\x1b[2J", "\x9b2J\x7f", "\u202eevil", "naïve ✓"]
+    assert json.loads(as_json(said)) == said
+    assert as_json(said) == r'["\u001b[2J", "\u009b2J\u007f", "\u202eevil", "naïve ✓"]'
 
 
 def test_one_exchange_is_shown_with_its_bodies_and_a_connection_by_its_own_id(api: str) -> None:

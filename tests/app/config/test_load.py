@@ -114,8 +114,12 @@ def test_the_source_line_is_shown_but_not_when_it_holds_a_secret(tmp_path: Path)
     text = "\n".join(error.pretty() for error in result.errors)
     assert "limits: {max_connections: x}\n" in text
     assert "proxy.socks.users[0].username: 7 is not a text" in text
-    tokens = loaded(tmp_path, "api:\n  tokens: [hush]\n")
-    assert "hush" not in "".join(error.pretty() for error in tokens.errors) and tokens.errors
+    assert "hush" not in text and "users: [{password: [hidden]" in text
+    for written in ("tokens: [hush]", "tokens:\n  - hush", "'tokens' : [hush]"):
+        tokens = loaded(tmp_path, f"api:\n  {written}\n")
+        assert "hush" not in "".join(error.pretty() for error in tokens.errors) and tokens.errors
+    slip = loaded(tmp_path, "proxy: {socks: {users: [{usernme: dev, password: hush}]}}\n")
+    assert "hush" not in "".join(error.pretty() for error in slip.errors) and slip.errors
 
 
 def test_a_word_in_the_wrong_section_is_told_where_it_belongs(tmp_path: Path) -> None:
