@@ -17,6 +17,7 @@ KIB: Final = 1024
 MIB: Final = 1024 * KIB
 MAX_CODINGS: Final = 4  # stacked codings that are undone; nobody honest sends more
 ZSTD_WINDOW: Final = 8 * MIB  # RFC 9659: a zstd content coding needs no larger window
+MAX_MEMBERS: Final = 4096  # gzip members or zstd frames of one body; block formats make one of every 10 KB or more
 _PIECE: Final = 16 * KIB
 
 
@@ -101,21 +102,26 @@ def _inflate(window: int) -> Callable[[bytes, int], Decoded]:
         inflater = zlib.decompressobj(window)
         position, problem = 0, None
         pending = b""
+        members = 1
         try:
             while len(out) < allowed:
                 if not pending:
                     if position >= len(data):
                         break
                     pending = data[position : position + _PIECE]
-                    position += _PIECE
+                    position += len(pending)
                 out += inflater.decompress(pending, allowed - len(out))
                 pending = inflater.unconsumed_tail
                 if inflater.eof:
-                    # gzip members may follow one another (RFC 1952 §2.2).
-                    rest = inflater.unused_data + data[position:]
-                    if window != _GZIP or rest[:2] != b"\x1f\x8b":
-                        return Decoded(bytes(out), True, "bytes after the end" if rest.strip(b"\0") else None)
-                    inflater, data, position, pending = zlib.decompressobj(window), rest, 0, b""
+                    # gzip members may follow one another (RFC 1952 §2.2). Go back to where the next begins: copying what
+                    # is left for each of many small members is quadratic.
+                    position -= len(inflater.unused_data)
+                    if window != _GZIP or data[position : position + 2] != b"\x1f\x8b":
+                        return Decoded(bytes(out), True, "bytes after the end" if data[position:].strip(b"\0") else None)
+                    members += 1
+                    if members > MAX_MEMBERS:
+                        return Decoded(bytes(out), False, f"more than {MAX_MEMBERS} members")
+                    inflater, pending = zlib.decompressobj(window), b""
         except zlib.error as error:
             problem = str(error)
         return Decoded(bytes(out), False, problem or ("ends early" if len(out) < allowed else None))
@@ -163,11 +169,16 @@ def _zstd(data: bytes, allowed: int) -> Decoded:
     if len(out) > allowed:
         return Decoded(bytes(out[:allowed]), False, None)
     # The reader does not tell a frame that ends from one that is cut off. Its output is known to be small by now.
-    rest, ended = data, False
-    while rest:
-        frame = decompressor.decompressobj()
-        frame.decompress(rest)
-        ended, rest = frame.eof, frame.unused_data
+    frame, ended, frames = decompressor.decompressobj(), False, 1
+    for at in range(0, len(data), _PIECE):
+        piece = data[at : at + _PIECE]
+        while piece:
+            if ended:
+                frame, frames = decompressor.decompressobj(), frames + 1
+                if frames > MAX_MEMBERS:
+                    return Decoded(bytes(out), False, f"more than {MAX_MEMBERS} frames")
+            frame.decompress(piece)
+            ended, piece = frame.eof, frame.unused_data
     return Decoded(bytes(out), ended, None if ended else "ends early")
 
 

@@ -47,6 +47,15 @@ def test_members_and_frames_may_follow_one_another() -> None:
     assert decode(zstandard.compress(b"a") + zstandard.compress(b"b"), "zstd") == Decoded(b"ab", True, None)
 
 
+@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+def test_many_members_are_found_wherever_they_are_cut_and_too_many_are_refused(coding: str) -> None:
+    pieces = [bytes([number % 251]) * (number % 97) for number in range(3000)]
+    assert decode(b"".join(map(CODERS[coding], pieces)), coding) == Decoded(b"".join(pieces), True, None)
+    # Copying the rest for each of half a million took minutes: one such body stopped an inspector.
+    decoded = decode(CODERS[coding](b"") * 500_000, coding)
+    assert not decoded.complete and "more than 4096" in str(decoded.problem)
+
+
 @pytest.mark.parametrize("coding", CODERS)
 def test_a_beginning_decodes_as_far_as_it_goes(coding: str) -> None:
     decoded = decode(CODERS[coding](TEXT)[:-5], coding)
