@@ -17,6 +17,11 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from appliance.api import docs
 from appliance.api.problems import MEDIA_TYPE, problem
 from appliance.api.settings import ApiSettings, is_loopback
+from appliance.observe.logging import get_logger
+
+log = get_logger("audit")
+
+_READS = frozenset({"GET", "HEAD", "OPTIONS"})  # everything else is audited (contract §5), refused or not
 
 # What monitoring on this machine may ask without a token (contract §5).
 _OPEN = frozenset({"/health", "/ready", "/metrics"})
@@ -62,6 +67,10 @@ class Access:
                 given = {name.lower() for name, _ in headers}
                 message["headers"] = headers + [pair for pair in fixed if pair[0] not in given]
                 self._answered(message["status"])
+                if scope["method"] not in _READS:
+                    client = (scope.get("client") or ("unknown",))[0]
+                    path = scope["path"][:200]
+                    log.info("api write", method=scope["method"], path=path, client=client, status=message["status"])
             await send(message)
 
         if scope["type"] == "http" and scope["method"] == "HEAD":

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from structlog.testing import capture_logs
 
 from appliance.api.settings import ApiSettings, is_loopback
 from appliance.model.endpoint import Endpoint
@@ -100,3 +101,17 @@ async def test_every_answer_tells_browsers_to_trust_nothing(alone: Api) -> None:
 )
 def test_loopback_is_told_from_the_rest(host: str, loopback: bool) -> None:
     assert is_loopback(host) is loopback
+
+
+async def test_every_write_is_one_line_of_the_audit_whether_it_was_allowed_or_not() -> None:
+    async with api(NOWHERE, OUTSIDE, "192.0.2.9") as made:
+        with capture_logs() as lines:
+            await made.http.get("/api/v1/status")
+            await made.http.post("/api/v1/reload")
+            await made.http.post("/api/v1/reload", headers={"authorization": f"Bearer {OUTSIDE.tokens[0]}"})
+    written = [line for line in lines if line["event"] == "api write"]
+    assert [(line["method"], line["path"], line["client"]) for line in written] == [
+        ("POST", "/api/v1/reload", "192.0.2.9")
+    ] * 2
+    assert written[0]["status"] == 401 and written[1]["status"] < 300
+    assert OUTSIDE.tokens[0] not in str(lines)

@@ -113,11 +113,13 @@ def _inflate(window: int) -> Callable[[bytes, int], Decoded]:
                 out += inflater.decompress(pending, allowed - len(out))
                 pending = inflater.unconsumed_tail
                 if inflater.eof:
-                    # gzip members may follow one another (RFC 1952 §2.2). Go back to where the next begins: copying what
-                    # is left for each of many small members is quadratic.
+                    # gzip members may follow one another (RFC 1952 §2.2). Go back to where the next begins: copying
+                    # what is left for each of many small members is quadratic.
                     position -= len(inflater.unused_data)
                     if window != _GZIP or data[position : position + 2] != b"\x1f\x8b":
-                        return Decoded(bytes(out), True, "bytes after the end" if data[position:].strip(b"\0") else None)
+                        return Decoded(
+                            bytes(out), True, "bytes after the end" if data[position:].strip(b"\0") else None
+                        )
                     members += 1
                     if members > MAX_MEMBERS:
                         return Decoded(bytes(out), False, f"more than {MAX_MEMBERS} members")
