@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.api.settings import ApiSettings
-from appliance.app.config.check import listens, split_target
+from appliance.app.config.check import body_sizes, listens, split_target, turn_sizes
 from appliance.app.config.document import Document
 from appliance.app.config.proxy import DirectHttp, Upstream, UpstreamRoute
 from appliance.dissectors import registry as protocols
 from appliance.engine.settings import (
-    KIB,
     DialSettings,
     DirectHttpSettings,
     HeaderEdits,
@@ -39,10 +38,6 @@ from appliance.record.settings import (
 # What the configuration calls protocols, where the records say more.
 HTTP = "http/1.1"
 PROTOCOLS = {"http": HTTP, "postgres": "postgresql"}
-# What a turn holds besides a body: start line, headers, chunk sizes.
-HEAD_SLACK = 64 * KIB
-# Of a body that is stored in part, this much of its end at most.
-LARGEST_TAIL = 64 * KIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +118,7 @@ def relay(document: Document) -> RelaySettings:
     transparent = proxy.transparent if listens(document, "transparent") else None
     reverse = proxy.direct_http if listens(document, "direct_http") else None
     policy = intercept(document)
-    body = document.protocols.http.max_body_size
+    turn_head, turn_tail = turn_sizes(document)
     return RelaySettings(
         transparent=TransparentSettings(bind=_both_loopbacks(transparent.bind_address)) if transparent else None,
         socks=_socks(document) if listens(document, "socks") else None,
@@ -140,8 +135,8 @@ def relay(document: Document) -> RelaySettings:
             directory=Places(document.state_dir).rings,
             ring_bytes=1 << (tap.ring_size - 1).bit_length(),  # positions are masked, not divided
             slots=tap.slots,
-            turn_head=body + HEAD_SLACK if tap.turn_head is None else tap.turn_head,
-            turn_tail=tap.turn_tail,
+            turn_head=turn_head,
+            turn_tail=turn_tail,
             on_overload=document.recording.on_overload,
         ),
         handshake_timeout=timeouts.handshake,
@@ -154,8 +149,7 @@ def relay(document: Document) -> RelaySettings:
 
 def inspect(document: Document) -> InspectSettings:
     """What each inspector obeys."""
-    body = document.protocols.http.max_body_size
-    tail = min(LARGEST_TAIL, body // 4)
+    body_head, body_tail = body_sizes(document)
     places = Places(document.state_dir)
     ports = document.protocols.detection.port_mappings
     return InspectSettings(
@@ -164,8 +158,9 @@ def inspect(document: Document) -> InspectSettings:
         protocols=None if document.protocols.http.enabled else _without(HTTP),
         detection_ports={port: PROTOCOLS.get(name, name) for port, name in ports.items()},
         detection_cache=document.protocols.detection.cache_size,
-        body_head=body - tail,
-        body_tail=tail,
+        body_head=body_head,
+        body_tail=body_tail,
+        digest_limit=turn_sizes(document)[0],
         live_socket=places.live_socket if document.api.enabled else None,
     )
 

@@ -101,8 +101,8 @@ class TapSettings:
     directory: Path
     ring_bytes: int = 128 * MIB
     slots: int = 32_768
-    turn_head: int = 320 * KIB
-    turn_tail: int = 64 * KIB
+    turn_head: int = 80 * KIB
+    turn_tail: int = 16 * KIB
     on_overload: Literal["gap", "pause"] = "gap"
 
 
@@ -139,6 +139,7 @@ class InspectSettings:
     batch_age: float = 0.1
     detection_ports: dict[int, str] = field(default_factory=dict)
     detection_cache: int = 10_000
-    body_head: int = 192 * KIB
-    body_tail: int = 64 * KIB
+    body_head: int = 48 * KIB
+    body_tail: int = 16 * KIB
+    digest_limit: int = 2**63 - 1
     live_socket: Path | None = None

@@ -321,8 +321,12 @@ def _textual(media: bytes, beginning: bytes) -> bool:
         return True
     if _BINARY.match(media):
         return False
-    return b"\0" not in beginning[:SAMPLE]
+    sample = beginning[:SAMPLE]
+    # Random bytes hold no NUL in one sample of eight, and searching 64 KiB of them takes 4 ms: an eighth of them are
+    # control characters, of which text has hardly any.
+    return b"\0" not in sample and len(sample) - len(sample.translate(None, _CONTROLS)) <= len(sample) // 32
 
 
+_CONTROLS = bytes(byte for byte in range(32) if byte not in b"\t\n\f\r\x1b")
 _TEXT = re.compile(rb"text/|multipart/form-data|[^;]*(?:json|xml|javascript|x-www-form-urlencoded|graphql|yaml)")
 _BINARY = re.compile(rb"image/(?!svg)|audio/|video/|font/|application/(?:zip|gzip|pdf|wasm|x-protobuf|grpc)")

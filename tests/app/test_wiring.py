@@ -2,7 +2,7 @@ from ipaddress import ip_network
 from pathlib import Path
 
 from appliance.app import wiring
-from appliance.app.config import Document, load
+from appliance.app.config import Document, check, load
 from appliance.model.bypass import BypassRule
 from appliance.model.endpoint import Endpoint
 
@@ -44,7 +44,7 @@ def test_the_largest_body_decides_what_is_copied_and_kept() -> None:
     found = mission("socks")
     relay, inspect = wiring.relay(found), wiring.inspect(found)
     assert relay.tap is not None
-    assert relay.tap.turn_head == (10 << 20) + wiring.HEAD_SLACK
+    assert relay.tap.turn_head == (10 << 20) + check.HEAD_SLACK
     assert inspect.body_head + inspect.body_tail == 10 << 20
     small = document(protocols={"http": {"max_body_size": "1KB"}})
     assert wiring.inspect(small).body_head == 768 and wiring.inspect(small).body_tail == 256

@@ -359,3 +359,16 @@ def test_the_parts_of_an_exchange_that_are_text_are_all_passed_through() -> None
         *("protocol", "method", "status", "status_code", "started_ns", "request_ended_ns", "first_byte_ns", "ended_ns"),
         *("request_bytes", "response_bytes", "violations"),
     }
+
+
+OF_BYTES = b"application/octet-stream"
+
+
+def test_text_of_an_undeclared_type_is_searched_even_with_terminal_colours() -> None:
+    found = response(b"\x1b[1mpassword=hunter2\x1b[0m and some more text around it", OF_BYTES)
+    assert b"hunter2" not in found.response.data
+
+
+def test_random_bytes_that_happen_to_hold_no_nul_are_not_searched() -> None:
+    noise = bytes(1 + number * 97 % 255 for number in range(64)) * 1000 + b"password=hunter2"
+    assert response(noise, OF_BYTES).response.data == noise

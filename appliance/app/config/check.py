@@ -10,6 +10,10 @@ from appliance.model.endpoint import parse_endpoint
 Finding = tuple[str, str]  # key, message
 
 MIN_TOKEN = 16
+# What a turn holds besides a body: start line, headers, chunk sizes.
+HEAD_SLACK = 16 << 10
+# Of a body that is stored in part, this much of its end at most.
+LARGEST_TAIL = 64 << 10
 # Linux: a user name is bounded by utmp (useradd(8)).
 _MAX_USER = 32
 # struct sockaddr_un holds 107 bytes and a zero (unix(7)); this is the longest that we put below the state directory.
@@ -118,6 +122,20 @@ def _api(document: Document) -> Iterator[Finding]:
                 yield "api.bind_address", f"{address} is reachable from elsewhere: set api.tokens, or bind to 127.0.0.1"
 
 
+def body_sizes(document: Document) -> tuple[int, int]:
+    """How much of a long body is stored: bytes of its beginning, and of its end."""
+    size = document.protocols.http.max_body_size
+    tail = min(LARGEST_TAIL, size // 4)
+    return size - tail, tail
+
+
+def turn_sizes(document: Document) -> tuple[int, int]:
+    """How much of a long turn is copied: bytes of its beginning, and of its end."""
+    tap = document.engine.tap
+    head = document.protocols.http.max_body_size + HEAD_SLACK if tap.turn_head is None else tap.turn_head
+    return head, body_sizes(document)[1] if tap.turn_tail is None else tap.turn_tail
+
+
 def _engine(document: Document) -> Iterator[Finding]:
     engine = document.engine
     if "auto" not in (engine.workers, engine.inspectors) and engine.workers != engine.inspectors:
@@ -129,8 +147,7 @@ def _engine(document: Document) -> Iterator[Finding]:
     tap = engine.tap
     if tap.ring_size < 1 << 20:
         yield "engine.tap.ring_size", "is under 1MB: it would only make gaps"
-    turn = tap.turn_head if tap.turn_head is not None else document.protocols.http.max_body_size + (64 << 10)
-    if turn + tap.turn_tail > tap.ring_size // 2:
+    if sum(turn_sizes(document)) > tap.ring_size // 2:
         key = "engine.tap.ring_size" if tap.turn_head is None else "engine.tap.turn_head"
         yield key, "the ring must hold two whole turns (protocols.http.max_body_size decides how long a turn is)"
 

@@ -148,9 +148,9 @@ class Tap(Section):
     slots: Positive = 32_768
     """Connections that a ring can follow at once."""
     turn_head: Size | None = None
-    """First bytes of a turn that are copied; unset is `protocols.http.max_body_size` and 64 KB."""
-    turn_tail: Size = 64 << 10
-    """Last bytes of a turn that are copied when it is longer."""
+    """First bytes of a turn that are copied; unset is `protocols.http.max_body_size` and 16 KB."""
+    turn_tail: Size | None = None
+    """Last bytes of a longer turn that are copied; unset is what is stored of the end of a body."""
 
 
 class Timeouts(Section):

@@ -72,7 +72,7 @@ class Http(Section):
     """Store headers."""
     record_body: bool = True
     """Store bodies."""
-    max_body_size: Size = 256 << 10
+    max_body_size: Size = 64 << 10
     """Of a larger body, head and tail of this size together are stored, with its true length."""
     websocket_support: bool = True
     """Understand WebSocket."""

@@ -26,7 +26,7 @@ class FixedBody:
     __slots__ = ("_remaining", "body", "done", "fatal", "flaws", "lost", "trailers")
 
     def __init__(self, capture: Capture, length: int) -> None:
-        self.body = Accumulator(capture)
+        self.body = Accumulator(capture, length)
         self.done = not length
         self.fatal = self.lost = False
         self.flaws: list[Flaw] = []

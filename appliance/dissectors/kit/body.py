@@ -42,13 +42,14 @@ class Accumulator:
 
     __slots__ = ("_digest", "_first", "_head", "_head_limit", "_keep", "_tail", "_tail_limit", "length", "missing")
 
-    def __init__(self, capture: Capture) -> None:
+    def __init__(self, capture: Capture, expected: int = 0) -> None:
+        """``expected`` is the length if it is known beforehand."""
         self.length = 0
         self.missing = 0
         self._keep = not capture.headers_only
         self._head_limit = capture.body_head if self._keep else 0
         self._tail_limit = capture.body_tail if self._keep else 0
-        self._digest = hashlib.sha256() if self._keep else None
+        self._digest = hashlib.sha256() if self._keep and expected <= capture.digest_limit else None
         self._first = b""  # the only piece so far, not yet copied
         self._head: bytearray | None = None
         self._tail = bytearray()

@@ -67,10 +67,14 @@ NEVER = 2**63 - 1  # an offset no stream reaches: nothing of this direction will
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capture:
-    """How much of a message a dissector keeps, in bytes. Bounds memory per message in flight."""
+    """How much of a message a dissector keeps, in bytes. Bounds memory per message in flight.
+
+    A body that is known to be longer than ``digest_limit`` is not hashed: it will arrive with holes.
+    """
 
     body_head: int = 192 * 1024
     body_tail: int = 64 * 1024
+    digest_limit: int = 2**63 - 1
     headers_only: bool = False  # fast path: sizes and start lines, no bodies
 
 

@@ -47,7 +47,7 @@ class Inspector:
         self._registry = registry
         self.live = LiveFeed(settings.live_socket)
         self._sink = RecordingSink(recorder, self.live, registry)
-        self._capture = Capture(body_head=settings.body_head, body_tail=settings.body_tail)
+        self._capture = _capture(settings)
         self._knowledge = _knowledge(settings)
         self._number = 0
         self._writing: asyncio.Task[None] | None = None
@@ -57,7 +57,7 @@ class Inspector:
     def obey(self, settings: InspectSettings) -> None:
         """Take new settings for connections that open from now on."""
         self._settings = settings
-        self._capture = Capture(body_head=settings.body_head, body_tail=settings.body_tail)
+        self._capture = _capture(settings)
         self._knowledge = _knowledge(settings)
         if self._work is not None:
             self._work.obey(self._knowledge, self._capture)
@@ -234,6 +234,10 @@ async def _report(snapshot: Callable[[], metrics.Snapshot], channel: Channel) ->
         while True:
             await asyncio.sleep(1)
             await channel.send({"type": "stats", "metrics": snapshot()})
+
+
+def _capture(settings: InspectSettings) -> Capture:
+    return Capture(body_head=settings.body_head, body_tail=settings.body_tail, digest_limit=settings.digest_limit)
 
 
 def _knowledge(settings: InspectSettings) -> Knowledge:
