@@ -20,11 +20,11 @@ class Limits(Section):
     """Refused early, before anything is dialed. `null` is no limit."""
 
     max_connections: Positive | None = 10_000
-    """Connections at once, in all."""
+    """Connections at once, in all; each relay process takes its share."""
     per_source_connections: Positive | None = 500
-    """Connections at once of one client address."""
+    """Connections at once of one client address, in each relay process."""
     per_source_rate: Rate | None = 200.0
-    """New connections per second of one client address."""
+    """New connections per second of one client address, in each relay process."""
     per_source_burst: Positive = 400
     """How far one client address may run ahead of its rate."""
 
