@@ -152,9 +152,7 @@ class Machine:
             self._finish(response, response.total, at, events)
             self._seek(response, response.hole, events)
         if response.state is SEEK:
-            # What nothing was heard since was asked behind the hole.
-            while self._unanswered and self._unanswered.next.heard < self._request.heard:
-                events.append(self._no_answer(self._unanswered.pop().number, response.gap, at))
+            self._give_up_asked_before(self._request.heard, at, events)
         return not self._unanswered
 
     def _skip(self, side: Side, hole: int, count: int, at: int, events: list[Event]) -> None:
@@ -308,14 +306,16 @@ class Machine:
 
     def _act_on_response(self, side: Side, data: bytes, after: int, base: int, at: int, events: list[Event]) -> int:
         status, fields = side.status, side.fields
+        if side.sought:
+            if self._is_endless(side):
+                # Rather content that looks like a head: as one, it would take everything that comes.
+                side.state = SEEK
+                return len(data)
+            self._pair_anew(side, at, events)
         if 100 <= status < 200 and status != 101:
             side.number = self._unanswered.next_number
             self._emit_response(side, EMPTY, base + after, at, 0, events)
             return after
-        if side.sought and self._is_endless(side):
-            # Rather content that looks like a head: as one, it would take everything that comes.
-            side.state = SEEK
-            return len(data)
         asked = self._answered(side, at, events)
         if side.state is DONE:
             return len(data)
@@ -355,12 +355,22 @@ class Machine:
     def _is_endless(self, side: Side) -> bool:
         """Whether this response lasts until the connection closes although it does not say that it will."""
         status, fields = side.status, side.fields
-        if fields.framing is _LENGTH or fields.framing is _CHUNKED or status in (101, 204, 304):
+        if fields.framing is _LENGTH or fields.framing is _CHUNKED or status < 200 or status in (204, 304):
             return False
         method = self._unanswered.next.method if self._unanswered else ""
         if method == "HEAD" or (method == "CONNECT" and status < 300):
             return False
         return side.version == "1.1" and not fields.close
+
+    def _pair_anew(self, side: Side, at: int, events: list[Event]) -> None:
+        """Behind a hole, nobody knows which of several requests a response answers, nor what the next one will."""
+        request = self._request
+        if len(self._unanswered) + (request.state is HOLD and bool(request.held)) < 2:
+            return
+        self._give_up_asked_before(side.begun, at, events)
+        while request.state is HOLD and not self._unanswered:
+            self._release(at, events)
+            self._give_up_asked_before(side.begun, at, events)
 
     def _answered(self, side: Side, at: int, events: list[Event]) -> Asked | None:
         """Find the request that this final response answers, and note its number."""
@@ -416,6 +426,14 @@ class Machine:
 
     def _no_answer(self, number: int, missing: int, at: int) -> Response:
         return Response(number, 0, "", "", b"", NO_FIELDS, EMPTY, b"", False, 0, 0, 0, at, missing)
+
+    def _give_up_asked_before(self, heard: int, at: int, events: list[Event]) -> None:
+        """No answer will be found to what was asked before so many bytes had come from the server."""
+        request = self._request
+        while self._unanswered and self._unanswered.next.heard < heard:
+            if request.state is BODY and self._unanswered.next.number == request.number:
+                return  # a request that is still under way is answered last
+            events.append(self._no_answer(self._unanswered.pop().number, self._response.gap, at))
 
     def _give_up_answers(self, missing: int, at: int, events: list[Event]) -> None:
         """Nothing will come for the requests that wait."""
@@ -477,6 +495,8 @@ class Machine:
         asked: Asked | None = None
         if side.state is HEAD:
             if side is self._response:
+                if side.sought:
+                    self._pair_anew(side, at, events)
                 if 100 <= side.status < 200 and side.status != 101:
                     side.number = self._unanswered.next_number
                 else:

@@ -340,6 +340,18 @@ def test_answers_that_a_hole_swallowed_with_a_chunked_one_do_not_shift_those_tha
     ]
 
 
+@pytest.mark.parametrize("requests", [GET * 3, GET + UPGRADE + GET, UPGRADE + CONNECT + GET])
+@pytest.mark.parametrize("interim", [b"", b"HTTP/1.1 103 Early Hints\r\n\r\n"])
+def test_when_nobody_knows_which_of_several_requests_was_answered_later_pairs_are_right(
+    requests: bytes, interim: bytes
+) -> None:
+    talk = Talk().client(requests).lose(TO_CLIENT, 2 * len(OK)).server(interim + OK)
+    assert sorted(exchange.status for exchange in talk.exchanges) == ["", "", "", "200"]
+    talk.client(GET.replace(b"/", b"/on", 1)).server(OK[:-2] + b"on")
+    last = talk.exchanges[-1]
+    assert (last.target, last.response.head, last.missing) == ("/on", b"on", 0)
+
+
 def test_a_status_line_that_begins_a_piece_ends_a_chunked_body_with_a_hole() -> None:
     talk = Talk().client(GET * 2).server(CHUNKED + b"5\r\nhel").lose(TO_CLIENT, 9).server(OK)
     assert [exchange.response.head for exchange in talk.exchanges] == [b"hel", b"ok"]
