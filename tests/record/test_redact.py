@@ -365,7 +365,7 @@ OF_BYTES = b"application/octet-stream"
 
 
 def test_text_of_an_undeclared_type_is_searched_even_with_terminal_colours() -> None:
-    found = response(b"\x1b[1mpassword=hunter2\x1b[0m and some more text around it", OF_BYTES)
+    found = response(b"\x1b[1mbold\x1b[0m text around it\npassword=hunter2&x=1", OF_BYTES)
     assert b"hunter2" not in found.response.data
 
 
