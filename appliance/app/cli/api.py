@@ -102,4 +102,6 @@ def _refused(status: int, body: bytes) -> AppError:
         error.exit = Exit.PRIVILEGE
     elif status in (400, 422):
         error.exit = Exit.USAGE
+    elif status == 409:  # a reload: the new configuration has errors
+        error.exit = Exit.CONFIGURATION
     return error

@@ -87,6 +87,9 @@ class _Api(BaseHTTPRequestHandler):
         else:
             self.say(404, {"title": "Not Found"})
 
+    def do_POST(self) -> None:
+        self.say(409, {"title": "Conflict", "detail": "weir.yaml:1:1: error: prxy: is unknown"})
+
     def say(self, status: int, document: Any) -> None:
         body = json.dumps(document).encode()
         self.send_response(status)
@@ -174,6 +177,11 @@ def test_a_list_follows_its_pages_up_to_the_limit(api: str) -> None:
 
     assert ids(50) == ["id-0", "id-1", "id-2", "id-3"]
     assert ids(1)[:1] == ["id-0"]
+
+
+def test_a_reload_that_is_refused_is_an_error_of_the_configuration(api: str) -> None:
+    done = weir("reload", "--api", api, "--token", "right")
+    assert done.returncode == 3 and "prxy: is unknown" in done.stderr
 
 
 def test_what_peers_sent_cannot_drive_the_terminal(api: str) -> None:
