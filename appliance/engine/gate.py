@@ -11,7 +11,10 @@ from appliance.model.connection import Closed, Connection, End
 from appliance.model.endpoint import Endpoint
 from appliance.model.identity import uuid7
 from appliance.observe import metrics
+from appliance.observe.logging import get_logger
 from appliance.rules.plan import Planner
+
+log = get_logger("relay")
 
 
 class Live(Protocol):
@@ -97,9 +100,13 @@ class Gate:
     def sweep(self, now: float) -> None:
         """End what has been quiet for too long. Called about once a second; no timer per connection."""
         for live in tuple(self.live):
-            end = live.overdue(now, self.settings)
-            if end is not None:
-                live.end(end)
+            try:
+                end = live.overdue(now, self.settings)
+                if end is not None:
+                    live.end(end)
+            except Exception as error:  # one connection's trouble must not end the sweeps of all others
+                log.error("a connection could not be ended", error=repr(error), exc_info=error)
+                self.live.discard(live)
 
     @staticmethod
     def now_ns() -> int:

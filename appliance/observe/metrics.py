@@ -64,6 +64,9 @@ EXCHANGES = _declare("exchanges_total", "counter", "Exchanges understood.", "pro
 EXCHANGE_SECONDS = _declare(
     "exchange_seconds", "histogram", "Start of request to end of response.", "protocol", buckets=_FAST
 )
+INSPECTION_FAILURES = _declare(
+    "inspection_failures_total", "counter", "Faults of ours: connections or rings given up while being understood."
+)
 VIOLATIONS = _declare("violations_total", "counter", "Deviations of peers from their protocol.", "protocol")
 REDACTED = _declare("redacted_exchanges_total", "counter", "Exchanges with values replaced before storage.")
 

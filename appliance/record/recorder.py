@@ -221,6 +221,20 @@ class Recorder:
                 self._lose_sight(error)
                 return None
 
+    async def forget(self, ring: str) -> None:
+        """A ring is read to its end and deleted: nobody will ask for its position again.
+
+        While the database is away the position stays there; that costs a row.
+        """
+        self._positions.pop(ring, None)
+        if self.state is not State.DATABASE:
+            return
+        async with self._writing:
+            try:
+                await self._store.forget(ring)
+            except StoreAway as error:
+                self._lose_sight(error)
+
     async def write(self, batch: Batch, ring: str, position: int, resume: bytes) -> None:
         """Make a batch durable together with its position. Batches are written in the order of the calls.
 

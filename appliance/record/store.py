@@ -72,6 +72,15 @@ class PostgresStore:
             raise StoreAway(_reason(error)) from error
         return None if row is None else Position(row["position"], row["resume"])
 
+    async def forget(self, ring: str) -> None:
+        """Delete the position of a ring that is no more. Raises ``StoreAway``."""
+        try:
+            async with asyncio.timeout(self._settings.write_timeout):
+                await self._live().execute(_FORGET, ring)
+        except _AWAY as error:
+            await self._disconnect()
+            raise StoreAway(_reason(error)) from error
+
     async def write(self, entry: Entry, *, doubtful: bool = False) -> None:
         """Make a batch and its position durable together. ``doubtful``: it may have been committed before.
 
@@ -228,6 +237,7 @@ _STAGING = """
     ALTER TABLE staged_bodies ALTER COLUMN data SET STORAGE EXTERNAL;
 """
 _POSITION = "SELECT position, resume FROM ring_positions WHERE ring = $1"
+_FORGET = "DELETE FROM ring_positions WHERE ring = $1"
 _ADVANCE = """
     INSERT INTO ring_positions (ring, position, resume) VALUES ($1, $2, $3)
         ON CONFLICT (ring) DO UPDATE

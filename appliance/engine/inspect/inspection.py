@@ -168,6 +168,13 @@ class Inspection:
                 self._received[direction] += 1
                 self._add(self._dissector.lose(direction, 1, at))
 
+    def give_up(self) -> None:
+        """Understand nothing of this connection any more; it is still counted and its end recorded."""
+        self._dissector = None
+        self._fold = None
+        self.protocol = RAW
+        self._opaque()
+
     def complete(self, exchange: Exchange) -> Exchange:
         """Count an exchange and add what only the connection knows."""
         self.exchanges += 1

@@ -50,6 +50,8 @@ class Inspector:
         self._capture = _capture(settings)
         self._knowledge = _knowledge(settings)
         self._number = 0
+        self._unreadable = 0
+        self._failures = 0  # in rings that are finished
         self._writing: asyncio.Task[None] | None = None
         self._work: RingWork | None = None
         self.draining = False
@@ -76,7 +78,14 @@ class Inspector:
 
     async def _work_through(self, path: Path) -> bool:
         """Read one ring until nothing can follow in it; False when draining ended it first."""
-        reader = RingReader(path)
+        try:
+            reader = RingReader(path)
+        except ValueError as error:
+            # Another version wrote it, or power was lost while it was made. Set aside, so that the next one is read.
+            log.error("ring cannot be read; set aside", ring=path.name, reason=str(error))
+            self._unreadable += 1
+            path.rename(path.with_suffix(".unreadable"))
+            return True
         work = self._work = RingWork(reader, self._sink, self._knowledge, self._capture, await self._left(reader))
         log.info("reading ring", ring=path.name, position=reader.position, lag=reader.lag)
         clock = time.monotonic
@@ -121,8 +130,10 @@ class Inspector:
         await self._settle(work)
         work.reader.close()
         self._work = None
+        self._failures += work.failures
         path.unlink(missing_ok=True)
         resume.drop_note(path)
+        await self._recorder.forget(path.name)
 
     async def _settle(self, work: RingWork) -> None:
         """Make everything that was read durable."""
@@ -193,6 +204,8 @@ class Inspector:
             registry.cell(metrics.INSPECTOR_LAG_BYTES).value = self._work.reader.lag
             lag = (time.time_ns() - self._work.last_at) / 1e9 if self._work.reader.lag and self._work.last_at else 0.0
             registry.cell(metrics.INSPECTOR_LAG_SECONDS).value = lag
+        failures = self._failures + self._unreadable + (self._work.failures if self._work is not None else 0)
+        registry.cell(metrics.INSPECTION_FAILURES).value = failures
         registry.cell(metrics.LIVE_DROPPED, "inspector").value = self.live.lost
         self._sink.publish()
         publish(registry)
@@ -233,7 +246,8 @@ async def _report(snapshot: Callable[[], metrics.Snapshot], channel: Channel) ->
     with suppress(ChannelClosed):
         while True:
             await asyncio.sleep(1)
-            await channel.send({"type": "stats", "metrics": snapshot()})
+            with suppress(TimeoutError):  # a supervisor that hangs must not cost a record
+                await channel.send({"type": "stats", "metrics": snapshot()})
 
 
 def _capture(settings: InspectSettings) -> Capture:

@@ -22,6 +22,9 @@ from appliance.model.direction import TO_CLIENT, TO_SERVER
 from appliance.model.endpoint import Endpoint
 from appliance.model.exchange import Exchange
 from appliance.model.identity import uuid7
+from appliance.observe.logging import get_logger
+
+log = get_logger("inspector")
 
 ANNOUNCE_AFTER = 1_000_000_000  # ns a connection lives before it has a row although it is open
 
@@ -53,6 +56,7 @@ class RingWork:
     ) -> None:
         self.reader = reader
         self.gap_bytes = 0
+        self.failures = 0
         self.last_at = 0
         self._sink = sink
         self._knowledge = knowledge
@@ -78,7 +82,13 @@ class RingWork:
         for entry in self.reader.read(budget):
             kind, stream, at, position, data = entry
             if kind != DATA:
-                self._control(entry)
+                try:
+                    self._control(entry)
+                except Exception as error:
+                    self._give_up(inspections.get(stream >> 1), error)
+                    if kind == CLOSE and stream >> 1 in inspections:
+                        closed = Closed(at, End.LOST, 0, 0, -1, "how it ended could not be read")
+                        self._closed(inspections[stream >> 1], closed, at)
                 continue
             slot = stream >> 1
             inspection = inspections.get(slot)
@@ -87,9 +97,12 @@ class RingWork:
                 if inspection is None:
                     continue
             touched[slot] = inspection
-            done = inspection.receive(_DIRECTIONS[stream & 1], data, at, position)
-            if done:
-                self._finished(inspection, done)
+            try:
+                done = inspection.receive(_DIRECTIONS[stream & 1], data, at, position)
+                if done:
+                    self._finished(inspection, done)
+            except Exception as error:
+                self._give_up(inspection, error)
             self.last_at = at
         return self.reader.position != before
 
@@ -211,6 +224,17 @@ class RingWork:
         if not closed.closed_ns:
             closed = dataclasses.replace(closed, closed_ns=at)
         self._sink.connection(inspection.record(closed))
+
+    def _give_up(self, inspection: Inspection | None, error: Exception) -> None:
+        """A fault of ours in understanding one connection: it is opaque from here on, the others go on.
+
+        Without this the next inspector would read the same bytes and die of them again.
+        """
+        self.failures += 1
+        connection = inspection.connection.id.hex() if inspection else None
+        log.error("a connection could not be understood", connection=connection, error=repr(error), exc_info=error)
+        if inspection is not None:
+            inspection.give_up()
 
     def _forget(self, slot: int) -> None:
         self._inspections.pop(slot, None)

@@ -48,7 +48,7 @@ class RecordingSink:
     def publish(self) -> None:
         """Put what the recorder counted into the registry."""
         stats, registry = self._recorder.stats, self._registry
-        registry.set(metrics.ROWS_WRITTEN, stats.rows - stats.spooled_rows)
+        registry.set(metrics.ROWS_WRITTEN, stats.rows - stats.spooled_rows + stats.replayed_rows)
         registry.set(metrics.ROWS_SPOOLED, stats.spooled_rows)
         registry.set(metrics.ROWS_LOST, stats.lost_rows + stats.rejected_rows)
         registry.set(metrics.ROWS_PENDING, self._recorder.pending)

@@ -52,6 +52,8 @@ class RingWriter:
     """
 
     def __init__(self, directory: Path, index: int, size: int, slots: int, *, gaps: bool = True) -> None:
+        for unfinished in directory.glob(f"relay-{index}.*.new"):
+            unfinished.unlink()  # a relay died, or the disk was full, while it made its ring
         epoch = time.time_ns()
         self.path = directory / layout.file_name(index, epoch)
         self._map = layout.create(self.path, size, slots, epoch)

@@ -30,6 +30,7 @@ class Recorder:
         self.stats = Stats()
         self.durable: list[Exchange | ConnectionRecord] = []
         self.positions: dict[str, Position] = {}
+        self.forgotten: list[str] = []
         self._pending: list[Exchange | ConnectionRecord] = []
 
     @property
@@ -52,6 +53,9 @@ class Recorder:
         assert ring not in self.positions or position > self.positions[ring].position
         self.positions[ring] = Position(position, resume)
         self.durable += batch
+
+    async def forget(self, ring: str) -> None:
+        self.forgotten.append(ring)
 
     async def position(self, ring: str) -> Position | None:
         return self.positions.get(ring)

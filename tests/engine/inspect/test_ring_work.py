@@ -320,3 +320,29 @@ def test_exchanges_after_a_change_of_server_carry_the_new_one(tmp_path: Path) ->
     rows.commit(work)
     assert rows.stored[0].domain == "shop.example"
     assert rows.closed[0].connection.server == Endpoint("198.51.100.1", 81)
+
+
+def test_a_fault_of_ours_costs_one_connection_its_understanding_and_no_other(tmp_path: Path) -> None:
+    class Faulty(Rows):
+        def exchange(self, exchange: Exchange, connection: Connection, id: bytes) -> None:
+            if exchange.target == "q 1.1":
+                raise ZeroDivisionError("a fault of ours")
+            super().exchange(exchange, connection, id)
+
+    tap = new_tap(tmp_path)
+    rows = Faulty()
+    work = inspector(tap, rows)
+    first, second = Talk(tap, 1), Talk(tap, 2)
+    for talk in (first, second):
+        for _ in range(2):
+            talk.do("ask", 0)
+            talk.do("answer", 0)
+            talk.do("down", 100)
+    expected: Counter[tuple[str, str]] = Counter()
+    first.finish(expected)
+    second.finish(expected)
+    work.step(1 << 30)
+    rows.commit(work)
+    assert work.failures == 1
+    assert [row.target for row in rows.stored] == ["q 2.1", "q 2.2"]
+    assert len(rows.closed) == 2
