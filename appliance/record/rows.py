@@ -80,7 +80,15 @@ class RowEncoder:
         texts = self._texts
         if first and ended:
             begin = _RECORD_TIMES(
-                25, 16, id, 8, _timestamp(started), 8, (first - started) / 1e6, 8, (ended - started) / 1e6
+                25,
+                16,
+                id,
+                8,
+                started // 1000 - POSTGRES_EPOCH_US if 0 <= started <= _LAST_TIMESTAMP_NS else _timestamp(started),
+                8,
+                (first - started) / 1e6,
+                8,
+                (ended - started) / 1e6,
             )
         else:
             begin = (

@@ -116,9 +116,12 @@ class Inspection:
             return ()
         self._marks[direction].append((self._received[direction], position))
         self._received[direction] += len(data)
-        if self._dissector is not None:
-            return self._add(self._dissector.receive(direction, data, at))
-        return self._detect(direction, data, at)
+        if self._dissector is None:
+            return self._detect(direction, data, at)
+        events = self._dissector.receive(direction, data, at)
+        if len(events) == 1 and self._fold is not None and type(events[0]) is not Switched:
+            return self._fold.add(events[0])  # nearly always
+        return self._add(events)
 
     def lose(self, direction: Direction, count: int, at: int, position: int) -> Sequence[Exchange]:
         """Bytes that were relayed and not copied."""
@@ -247,11 +250,6 @@ class Inspection:
         fold = self._fold
         if fold is None or not events:
             return ()
-        if len(events) == 1:
-            event = events[0]
-            if type(event) is Switched:
-                self.protocol = event.protocol or self.protocol
-            return fold.add(event)
         done: list[Exchange] = []
         for event in events:
             if type(event) is Switched:
