@@ -6,6 +6,7 @@ feeds the handshake, then it holds early bytes while the server is dialed, then 
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 
 from appliance.engine.dial import DialFailed, dial
 from appliance.engine.forward.client import ForwardClient
@@ -22,7 +23,7 @@ from appliance.model.endpoint import Endpoint
 _NOWHERE = Endpoint("", 0)
 
 
-class Arrival(Half):
+class Arrival(Half, ABC):
     """What both kinds of arrival share: dialing, failing, and becoming one side of a pump."""
 
     __slots__ = ("_born", "_dialing", "_early", "connection", "gate", "line", "peer", "relay")
@@ -55,9 +56,9 @@ class Arrival(Half):
         self.gate.live.add(self)
         self.arrived()
 
+    @abstractmethod
     def arrived(self) -> None:
         """The client is admitted."""
-        raise NotImplementedError
 
     def eof_received(self) -> bool:
         self.eof = True
