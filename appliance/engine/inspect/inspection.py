@@ -44,7 +44,6 @@ class Inspection:
         "_marks",
         "_pins",
         "_received",
-        "announced",
         "connection",
         "exchanges",
         "let_go",
@@ -67,7 +66,6 @@ class Inspection:
         self.connection = connection
         self.protocol = RAW
         self.exchanges = 0
-        self.announced = False
         self.let_go = False
         self.noted = ""  # what the ring's table says that this connection speaks
         self._capture = capture

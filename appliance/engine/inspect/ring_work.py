@@ -112,7 +112,6 @@ class RingWork:
             if now_ns - inspection.connection.opened_ns < ANNOUNCE_AFTER:
                 break  # they are in the order in which they opened
             del self._young[slot]
-            inspection.announced = True
             self._sink.connection(inspection.record(None))
 
     def obey(self, knowledge: Knowledge, capture: Capture) -> None:

@@ -52,7 +52,7 @@ async def guarded(tmp_path: Path) -> AsyncIterator[Running]:
 
 async def run(*command: str, stdin: bytes = b"", **env: str) -> tuple[int, bytes, bytes]:
     if shutil.which(command[0]) is None:
-        pytest.skip(f"{command[0]} is not installed")
+        pytest.fail(f"{command[0]} is not installed: ./run test installs it")
     process = await asyncio.create_subprocess_exec(
         *command, stdin=-1, stdout=-1, stderr=-1, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **env}
     )
