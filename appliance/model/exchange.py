@@ -21,7 +21,7 @@ class Missing(IntFlag):
     REDACTED = 64  # values were replaced by tokens
     NOT_RECORDED = 128  # bodies or headers left out by configuration
     SAMPLED_OUT = 256  # counted, content not stored
-    MID_STREAM = 512  # the inspector joined while the message was under way
+    MID_STREAM = 512  # the first one after the inspector joined in the middle: what came before is not recorded
 
 
 def completeness(missing: int) -> str:

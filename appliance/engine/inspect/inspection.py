@@ -41,6 +41,7 @@ class Inspection:
         "_ended",
         "_fold",
         "_held",
+        "_joined_late",
         "_marks",
         "_pins",
         "_received",
@@ -67,6 +68,7 @@ class Inspection:
         self.protocol = RAW
         self.exchanges = 0
         self.let_go = False
+        self._joined_late = False
         self.noted = ""  # what the ring's table says that this connection speaks
         self._capture = capture
         self._detection = detection
@@ -164,6 +166,7 @@ class Inspection:
 
     def begin_mid_stream(self, at: int) -> None:
         """The beginning of a message is gone: let the dissector find the next one."""
+        self._joined_late = True
         if self._dissector is not None:
             for direction in (TO_SERVER, TO_CLIENT):
                 self._received[direction] += 1
@@ -185,6 +188,9 @@ class Inspection:
                 exchange = exchange._replace(domain=connection.domain)
         elif self.exchanges == 1 and connection.domain is None and not _is_address(exchange.domain):
             self.connection = dataclasses.replace(connection, domain=exchange.domain, domain_source="host")
+        if self._joined_late:
+            self._joined_late = False
+            exchange = exchange._replace(missing=exchange.missing | Missing.MID_STREAM)
         if connection.headers_only:
             exchange = exchange._replace(missing=exchange.missing | Missing.NOT_RECORDED)
         return exchange

@@ -20,7 +20,7 @@ from appliance.model.connection import Closed, Connection, ConnectionRecord, End
 from appliance.model.connection import Path as Depth
 from appliance.model.direction import TO_CLIENT, TO_SERVER
 from appliance.model.endpoint import Endpoint
-from appliance.model.exchange import Exchange
+from appliance.model.exchange import Exchange, completeness
 from tests.engine.inspect import toy
 
 CLOSED = Closed(5, End.CLOSED, 0, 0)
@@ -252,6 +252,8 @@ def test_a_message_that_never_ends_does_not_hold_the_ring(tmp_path: Path) -> Non
     work.step(1 << 30)
     rows.commit(work)
     assert rows.stored[-1].status == "a next"
+    assert completeness(rows.stored[-1].missing) == "mid-stream"
+    assert {row.missing for row in rows.stored[:-1]} == {0}
 
 
 def test_an_opaque_connection_is_one_row_and_no_exchange(tmp_path: Path) -> None:
